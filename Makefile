@@ -1,0 +1,123 @@
+# Everything that a person or CI types. `make` alone lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+LAB := demo
+DOMAIN := gatehouse.test
+CACHE := .cache
+BIN := .venv/bin
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+# The newest Python that the collection supports and that really starts.
+PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
+  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
+
+APT_LAB := python3-venv systemd-container mmdebstrap debian-archive-keyring dnsmasq-base nftables iproute2 \
+  openssh-client ca-certificates rsync procps
+APT_TEST := $(APT_LAB) redis-server chromium libnss3-tools
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+# Set-up. Each stamp is redone when what it was made from changes.
+
+$(CACHE)/apt-lab: Makefile
+	tools/apt-install $(APT_LAB)
+	@mkdir -p $(CACHE) && touch $@
+
+$(CACHE)/apt-test: Makefile
+	tools/apt-install $(APT_TEST)
+	@mkdir -p $(CACHE) && touch $@
+
+# The checkout runs as the collection that it is.
+.collections/ansible_collections/gatehouse/mcp:
+	@mkdir -p $(@D) && ln -sfn ../../.. $@
+
+.venv/bin/uv: $(CACHE)/apt-lab
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements/uv.lock
+
+$(CACHE)/venv-demo: requirements/demo.lock .venv/bin/uv | .collections/ansible_collections/gatehouse/mcp
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/demo.lock
+	@mkdir -p $(CACHE) && touch $@
+
+$(CACHE)/venv-test: requirements/test.lock .venv/bin/uv | .collections/ansible_collections/gatehouse/mcp
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/test.lock
+	@mkdir -p $(CACHE) && touch $@
+
+# A Python package of ours has an environment of its own, from its own lock.
+PACKAGES := auth_service mcp_services/bridge mcp_services/echo
+package_venv = $(CACHE)/venv-$(notdir $(1))
+
+define package_rules
+$(CACHE)/package-$(notdir $(1)): files/$(1)/requirements-dev.lock .venv/bin/uv
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(call package_venv,$(1))
+	$(BIN)/uv pip install --quiet --python $(call package_venv,$(1))/bin/python --require-hashes -r $$<
+	$(BIN)/uv pip install --quiet --python $(call package_venv,$(1))/bin/python --no-deps --editable files/$(1)
+	@touch $$@
+
+.PHONY: lint-$(notdir $(1)) unit-$(notdir $(1))
+lint-$(notdir $(1)): $(CACHE)/package-$(notdir $(1))
+	cd files/$(1) && $(CURDIR)/$(call package_venv,$(1))/bin/ruff check . && \
+	  $(CURDIR)/$(call package_venv,$(1))/bin/ruff format --check . && \
+	  $(CURDIR)/$(call package_venv,$(1))/bin/mypy --strict src
+unit-$(notdir $(1)): $(CACHE)/package-$(notdir $(1)) $(CACHE)/apt-test
+	cd files/$(1) && $(CURDIR)/$(call package_venv,$(1))/bin/pytest -q
+endef
+$(foreach package,$(PACKAGES),$(eval $(call package_rules,$(package))))
+
+# Checks, from the quickest to the slowest.
+
+.PHONY: lint
+lint: $(CACHE)/venv-test $(foreach package,$(PACKAGES),lint-$(notdir $(package))) ## Every linter and type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check plugins tests tools molecule
+	cd .collections && $(CURDIR)/$(BIN)/mypy --config-file ../pyproject.toml -p ansible_collections.gatehouse.mcp.plugins
+	$(BIN)/yamllint --strict .
+	$(BIN)/python tools/readmes.py --check
+	$(BIN)/ansible-lint
+
+.PHONY: unit
+unit: $(CACHE)/venv-test ## Unit tests of the collection
+	$(BIN)/pytest -q tests/unit
+
+.PHONY: packages
+packages: $(foreach package,$(PACKAGES),unit-$(notdir $(package))) ## Tests of the Python packages, with a real Redis and real processes
+
+.PHONY: test-fast
+test-fast: lint unit packages ## What to run while you work
+
+.PHONY: molecule
+molecule: $(CACHE)/venv-test $(CACHE)/apt-test ## Every scenario on real systemd hosts
+	tools/molecule default bookworm acme
+
+.PHONY: e2e
+e2e: $(CACHE)/venv-test $(CACHE)/apt-test ## Clients from other teams and a real browser, against a real gateway
+	tools/e2e
+
+.PHONY: test
+test: test-fast molecule e2e ## Everything; what CI runs
+
+# The demo.
+
+.PHONY: demo
+demo: $(CACHE)/venv-demo ## A gateway on a lab of this machine, and a walk through it
+	$(BIN)/ansible-playbook playbooks/lab_up.yml -e lab_name=$(LAB) -e lab_domain=$(DOMAIN)
+	$(BIN)/ansible-playbook site.yml -i inventory/lab
+	$(BIN)/python tools/demo.py
+
+.PHONY: demo-down
+demo-down: $(CACHE)/venv-demo ## Remove the demo's lab, every trace of it
+	$(BIN)/ansible-playbook playbooks/lab_down.yml -e lab_name=$(LAB)
+
+.PHONY: build
+build: $(CACHE)/venv-demo ## The collection's tarball
+	$(BIN)/ansible-galaxy collection build --force --output-path $(CACHE)
+
+.PHONY: clean
+clean: ## Remove what set-up made; `make demo-down` first
+	rm -rf .venv .cache .collections

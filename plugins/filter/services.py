@@ -1,0 +1,253 @@
+# Copyright: Gatehouse contributors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+"""Filters that turn the fleet, as preflight gives it, into what the roles take."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ansible_collections.gatehouse.mcp.plugins.module_utils.fleet import merge_services
+
+PACKAGES = os.path.join(
+    os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "files", "mcp_services"
+)
+
+
+def service_secrets(*layers: Mapping[str, Any] | None) -> dict[str, dict[str, str]]:
+    """The secrets of each service, by service and name."""
+    return {name: dict(service.get("secrets") or {}) for name, service in merge_services(*layers).items()}
+
+
+def service_environments(
+    services: Mapping[str, Mapping[str, Any]], locks: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """The Python environments that services need, each once, as `gatehouse.mcp.environments` takes them.
+
+    Args:
+        services: The services of one host.
+        locks: Requirements file by package, for packages whose service names none.
+    """
+    wanted: dict[str, dict[str, Any]] = {}
+    for name, service in services.items():
+        if service["transport"] == "native":
+            wanted[f"native-{service['package']}"] = _own(service["package"], service["module"])
+            continue
+        if service["transport"] == "stdio":
+            wanted["bridge"] = _own("bridge", "gatehouse_bridge")
+        lock = service["lock"] or locks.get(service["package"] or "")
+        if lock:
+            wanted[f"service-{name}"] = {"lock": os.path.join(PACKAGES, "catalogue", lock), "sources": []}
+    return [{"name": name, **environment} for name, environment in sorted(wanted.items())]
+
+
+def _own(folder: str, module: str) -> dict[str, Any]:
+    return {
+        "lock": os.path.join(PACKAGES, folder, "requirements.lock"),
+        "sources": [os.path.join(PACKAGES, folder, "src", module)],
+    }
+
+
+def service_components(
+    services: Mapping[str, Mapping[str, Any]],
+    environments: Mapping[str, Mapping[str, str]],
+    secrets: Mapping[str, Mapping[str, str]],
+    bind: str,
+    drain_seconds: int,
+    health_seconds: int,
+) -> list[dict[str, Any]]:
+    """What runs on one host, as `gatehouse.mcp.components` takes it.
+
+    Args:
+        services: The services of the host.
+        environments: `id` and `path` of each environment, by name.
+        secrets: As `service_secrets` gives them.
+        bind: Address that the services listen on.
+        drain_seconds: Seconds that a stopping service may take for what it has begun.
+        health_seconds: Seconds that a starting service may take to pass its checks.
+    """
+    components = []
+    for name, service in sorted(services.items()):
+        native, bridged = service["transport"] == "native", service["transport"] == "stdio"
+        own = environments.get(f"service-{name}")
+        command = [str(part).replace("{port}", "@PORT@") for part in service["command"]]
+        if own and not command[0].startswith("/"):
+            command[0] = f"{own['path']}/bin/{command[0]}"
+        used = [own] if own else []
+        env = {
+            "GATEHOUSE_SERVICE": name,
+            "GATEHOUSE_PUBLIC_URL": service["url"],
+            "GATEHOUSE_DRAIN_SECONDS": str(drain_seconds),
+        }
+        if native:
+            runtime = environments[f"native-{service['package']}"]
+            exec_start = [f"{runtime['path']}/bin/python", "-m", service["module"]]
+            used.append(runtime)
+            env |= service["env"]
+        elif bridged:
+            runtime = environments["bridge"]
+            exec_start = [f"{runtime['path']}/bin/python", "-m", "gatehouse_bridge"]
+            used.append(runtime)
+            env |= {
+                "GATEHOUSE_BRIDGE_COMMAND": json.dumps(command),
+                "GATEHOUSE_BRIDGE_ENV": json.dumps(service["env"], sort_keys=True),
+                "GATEHOUSE_BRIDGE_SECRETS": json.dumps(service["secret_names"]),
+                "GATEHOUSE_BRIDGE_ISOLATION": service["isolation"],
+            }
+        else:
+            exec_start = command
+            env |= service["env"]
+        health = [{"name": "unit", "kind": "unit", "timeout": health_seconds}]
+        if service["health_path"]:
+            url = f"http://{bind}:@PORT@{service['health_path']}"
+            health.append({"name": "http", "kind": "http", "url": url, "timeout": health_seconds})
+        health.append(
+            {"name": "mcp", "kind": "mcp", "url": f"http://{bind}:@PORT@/mcp", "timeout": health_seconds}
+        )
+        components.append(
+            {
+                "name": name,
+                "port": service["port"],
+                "env": env,
+                "credentials": dict(secrets.get(name, {})),
+                "environments": sorted(environment["id"] for environment in used),
+                "health": health,
+                "vars": {
+                    "component": name,
+                    "listen": f"{bind}:@PORT@",
+                    "service": dict(service),
+                    "exec_start": exec_start,
+                    "notifies": native or bridged,
+                    "credential_names": service["secret_names"],
+                    "drain_seconds": drain_seconds,
+                },
+            }
+        )
+    return components
+
+
+def unlocked_packages(hosts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """The packages of all hosts' services that bring no lock of their own."""
+    return sorted(
+        {
+            service["package"]
+            for services in hosts.values()
+            for service in services.values()
+            if service["transport"] != "native" and service["package"] and not service["lock"]
+        }
+    )
+
+
+def systemd_command(arguments: list[str]) -> str:
+    """Quote arguments for `ExecStart=` (systemd.service(5), «Command lines»): `%` and `$` lose their meaning."""
+    quoted = []
+    for argument in arguments:
+        text = argument.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+        quoted.append(
+            f'"{text}"' if not text or any(c in text for c in " \t'\";") or text != argument else text
+        )
+    return " ".join(quoted)
+
+
+def peer_address(host: str, viewer: str, hostvars: Mapping[str, Mapping[str, Any]]) -> str:
+    """The address at which `viewer` reaches `host`: the one place where host-to-host addresses come from."""
+    if host == viewer:
+        return "127.0.0.1"
+    variables = hostvars[host]
+    return str(variables.get("gatehouse_address") or variables.get("ansible_host") or host)
+
+
+def listen_address(host: str, viewers: list[str], hostvars: Mapping[str, Mapping[str, Any]]) -> str:
+    """The address that `host` listens on so that every one of `viewers` reaches it: loopback where it is alone."""
+    others = [viewer for viewer in viewers if viewer != host]
+    return peer_address(host, others[0], hostvars) if others else "127.0.0.1"
+
+
+def backend_address(
+    host: str, viewer: str, viewers: list[str], hostvars: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """The address at which `viewer` reaches what `host` listens on for all of `viewers`."""
+    listening = listen_address(host, viewers, hostvars)
+    return listening if listening != "127.0.0.1" else peer_address(host, viewer, hostvars)
+
+
+def edge_services(
+    services: Mapping[str, Mapping[str, Any]],
+    endpoints: Mapping[str, Mapping[str, int]],
+    viewer: str,
+    viewers: list[str],
+    hostvars: Mapping[str, Mapping[str, Any]],
+    domain: str,
+) -> dict[str, dict[str, Any]]:
+    """The services as the edge `viewer` routes to them.
+
+    Args:
+        services: The fleet's services.
+        endpoints: Port of each service, by host; a host that was not asked runs the first slot.
+        viewer: The edge.
+        viewers: All edges.
+        hostvars: Ansible's.
+        domain: The gateway's domain.
+    """
+    return {
+        name: {
+            "host": f"{service['hostname']}.{domain}",
+            "origins": service["origins"],
+            "health_path": service["health_path"],
+            "servers": [
+                f"http://{backend_address(host, viewer, viewers, hostvars)}:"
+                f"{endpoints.get(host, {}).get(name, service['port'])}"
+                for host in service["hosts"]
+            ],
+        }
+        for name, service in sorted(services.items())
+    }
+
+
+def silent_hosts(hosts: list[str], hostvars: Mapping[str, Mapping[str, Any]], result: str) -> list[str]:
+    """The hosts that have no result of that name, since they are not part of this run."""
+    return [host for host in hosts if result not in hostvars[host]]
+
+
+def endpoints(
+    hosts: list[str], hostvars: Mapping[str, Mapping[str, Any]], result: str, asked: list[Mapping[str, Any]]
+) -> dict[str, dict[str, int]]:
+    """Port of each component, by host: from this run's results, else from the answers of hosts that were asked."""
+    answers = {answer["item"]: answer for answer in asked}
+    return {
+        host: dict(hostvars[host].get(result, answers.get(host, {})).get("endpoints", {})) for host in hosts
+    }
+
+
+def auth_resources(services: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The services as the auth service knows them (`GATEHOUSE_RESOURCES`)."""
+    return {
+        name: {
+            "resource": service["url"],
+            **{key: service[key] for key in ("title", "scopes", "allow", "origins")},
+        }
+        for name, service in sorted(services.items())
+    }
+
+
+class FilterModule:
+    """Ansible's entry point."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """The filters by name."""
+        return {
+            "auth_resources": auth_resources,
+            "backend_address": backend_address,
+            "edge_services": edge_services,
+            "endpoints": endpoints,
+            "listen_address": listen_address,
+            "peer_address": peer_address,
+            "service_components": service_components,
+            "service_environments": service_environments,
+            "service_secrets": service_secrets,
+            "silent_hosts": silent_hosts,
+            "systemd_command": systemd_command,
+            "unlocked_packages": unlocked_packages,
+        }

@@ -1,0 +1,144 @@
+# Copyright: Gatehouse contributors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+"""Builds Python environments on the controller: locked, hashed, and the same bytes for the same inputs."""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# Part of every id: raise it when the way an environment is laid out changes.
+FORMAT = "1"
+
+
+class BuildError(Exception):
+    """An environment cannot be built; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an environment is for: Python `3.13`, architecture as `uname -m` says it, glibc `2.41`."""
+
+    python: str
+    arch: str
+    glibc: str
+
+
+def find_uv() -> str:
+    """Find `uv` beside the running Python or in PATH.
+
+    Raises:
+        BuildError: It is not there.
+    """
+    beside = Path(sys.executable).parent / "uv"
+    found = str(beside) if beside.exists() else shutil.which("uv")
+    if not found:
+        raise BuildError("uv is not installed on the controller; run `pip install uv` where ansible-core is")
+    return found
+
+
+def source_files(source: Path) -> Iterator[Path]:
+    """The files of a package's folder in a stable order, without caches."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            yield path
+
+
+def environment_id(lock: Path, sources: Iterable[Path], target: Target) -> str:
+    """Digest of all that goes into an environment."""
+    digest = hashlib.sha256(f"{FORMAT}\0{target.python}\0{target.arch}\0".encode())
+    digest.update(lock.read_bytes())
+    for source in sources:
+        for path in source_files(source):
+            data = path.read_bytes()
+            digest.update(f"\0{source.name}/{path.relative_to(source)}\0{len(data)}\0".encode())
+            digest.update(data)
+    return digest.hexdigest()[:16]
+
+
+def build(cache: Path, identity: str, lock: Path, sources: Iterable[Path], target: Target) -> Path:
+    """Build the archive of an environment's `site-packages`, once for all hosts.
+
+    Args:
+        cache: Folder for archives.
+        identity: As `environment_id` gives it.
+        lock: Hashed requirements file.
+        sources: Folders of packages that are copied in.
+        target: What it is for.
+
+    Returns:
+        The archive.
+
+    Raises:
+        BuildError: A package cannot be had, or is not what the lock says.
+    """
+    folder = cache / "environments"
+    folder.mkdir(parents=True, exist_ok=True)
+    archive = folder / f"{identity}.tar.gz"
+    with (folder / f"{identity}.lock").open("w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        if archive.exists():
+            return archive
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            tree = Path(scratch) / "site-packages"
+            tree.mkdir()
+            install(tree, lock, target)
+            for source in sources:
+                shutil.copytree(source, tree / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+            partial = Path(scratch) / "archive"
+            pack(tree, partial)
+            partial.replace(archive)
+    return archive
+
+
+def install(tree: Path, lock: Path, target: Target) -> None:
+    """Put what the lock names into `tree`, for the target rather than for this machine."""
+    platform = f"{target.arch}-manylinux_{target.glibc.replace('.', '_')}"
+    run = subprocess.run(
+        [
+            find_uv(), "pip", "install", "--quiet", "--no-config", "--target", str(tree), "--no-deps", "--require-hashes",
+            "--only-binary", ":all:", "--python-version", target.python, "--python-platform", platform,
+            "--python", sys.executable, "--link-mode", "copy", "--requirements", str(lock),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    if run.returncode:
+        raise BuildError(f"{lock}: cannot be installed for Python {target.python}: {run.stderr.strip()}")
+    # Scripts are written on the host, where their interpreter is known.
+    shutil.rmtree(tree / "bin", ignore_errors=True)
+
+
+def pack(tree: Path, archive: Path) -> None:
+    """Write a tree as an archive that is the same for the same content."""
+
+    def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        member.uid = member.gid = 0
+        member.uname = member.gname = "root"
+        member.mtime = 0
+        member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+        return member
+
+    with (
+        archive.open("wb") as raw,
+        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=3) as packed,
+        tarfile.open(fileobj=packed, mode="w") as tar,
+    ):
+        for path in sorted(tree.rglob("*")):
+            tar.add(path, arcname=str(path.relative_to(tree)), recursive=False, filter=plain)
+
+
+def expand(path: str) -> Path:
+    """A path as the operator wrote it, made absolute."""
+    return Path(os.path.expanduser(path)).resolve()

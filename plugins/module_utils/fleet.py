@@ -1,0 +1,563 @@
+# Copyright: Gatehouse contributors
+# Apache License 2.0 (see LICENSE or https://www.apache.org/licenses/LICENSE-2.0)
+"""Reads a whole inventory and says either what the fleet is or everything that is wrong with it.
+
+Runs on the controller, before any host is touched. Pure: it opens no connection and reads only the catalogue.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+
+GROUPS = ("gateway_edge", "gateway_redis", "gateway_mcp")
+RESERVED_NAMES = ("auth", "gatehouse", "redis", "traefik")
+LAYERS = ("gatehouse_mcp_services", "gatehouse_mcp_services_group", "gatehouse_mcp_services_host")
+
+# `gatehouse-<name>` is the system user, and Linux allows 32 characters for it.
+NAME = re.compile(r"[a-z](?:-?[a-z0-9])*")
+NAME_MAX = 22
+LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+PYPI_PACKAGE = re.compile(
+    r"pypi:(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:\[[A-Za-z0-9,_-]+\])?==(?P<version>[A-Za-z0-9.!+_-]+)"
+)
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+ORIGIN = re.compile(r"https?://[a-z0-9.-]+(?::\d+)?|null")
+
+# Below the ephemeral range of Linux (32768), two ports a service.
+PORT_FIRST, PORT_LAST = 20000, 31998
+AUTH_PORT = 18000
+
+SECRET_MIN, REDIS_PASSWORD_MIN = 8, 32
+
+
+@dataclass
+class Fleet:
+    """What the inventory describes.
+
+    `services` holds what is the same on every host, by service; `hosts` the services of each host, complete;
+    `problems` one sentence a fault, each beginning with the variable's name.
+    """
+
+    services: dict[str, dict[str, Any]] = field(default_factory=dict)
+    hosts: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def merge_services(*layers: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """Merge service mappings by name, key by key; later ones win. `None` for a service is an empty mapping."""
+    merged: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        for name, service in (layer or {}).items():
+            merged[name] = {**merged.get(name, {}), **(service or {})}
+    return merged
+
+
+def read_catalogue(folder: str) -> dict[str, dict[str, Any]]:
+    """Read every entry of the catalogue, by name.
+
+    Args:
+        folder: `files/mcp_services/catalogue` of the collection.
+    """
+    catalogue: dict[str, dict[str, Any]] = {}
+    for name in sorted(os.listdir(folder)):
+        stem, extension = os.path.splitext(name)
+        if extension == ".yml":
+            with open(os.path.join(folder, name), encoding="utf-8") as file:
+                catalogue[stem] = yaml.safe_load(file)
+    return catalogue
+
+
+def read_options(folder: str, role: str, entry: str = "main") -> dict[str, Any]:
+    """Read the options of a role's entry point from its `argument_specs.yml`."""
+    with open(os.path.join(folder, role, "meta", "argument_specs.yml"), encoding="utf-8") as file:
+        options: dict[str, Any] = yaml.safe_load(file)["argument_specs"][entry]["options"]
+    return options
+
+
+def allocate_ports(names: Iterable[str], chosen: Mapping[str, int]) -> dict[str, int]:
+    """Give every service an even port that it keeps when other services come and go.
+
+    The port follows from the name; on a clash the next free one is taken, in the order of the names.
+    """
+    ports = dict(chosen)
+    taken = set(ports.values())
+    slots = (PORT_LAST - PORT_FIRST) // 2 + 1
+    for name in sorted(set(names) - set(chosen)):
+        slot = zlib.crc32(name.encode()) % slots
+        while PORT_FIRST + 2 * slot in taken:
+            slot = (slot + 1) % slots
+        ports[name] = PORT_FIRST + 2 * slot
+        taken.add(ports[name])
+    return ports
+
+
+class Inspector:
+    """Reads the variables of all hosts and collects problems, each once however many hosts share it.
+
+    Args:
+        hosts: The variables of each host, templated.
+        groups: The inventory's groups.
+        resolve: Gives the hosts of an inventory pattern.
+        catalogue: As `read_catalogue` gives it.
+        variables: Options of the `preflight` role: the public variables.
+        service: Options of one service.
+    """
+
+    def __init__(
+        self,
+        hosts: Mapping[str, Mapping[str, Any]],
+        groups: Mapping[str, list[str]],
+        resolve: Callable[[str], list[str]],
+        catalogue: Mapping[str, Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        service: Mapping[str, Any],
+    ) -> None:
+        self.hosts = hosts
+        self.groups = groups
+        self.resolve = resolve
+        self.catalogue = catalogue
+        self.variables = variables
+        self.service_options = service
+        self.found: dict[str, set[str]] = {}
+
+    def problem(self, text: str, host: str = "") -> None:
+        """Note a problem; `host` where it is that host's own."""
+        self.found.setdefault(text, set()).add(host)
+
+    def problems(self) -> list[str]:
+        """All problems, with the hosts named where only some have them."""
+        lines = []
+        for text, hosts in self.found.items():
+            some = sorted(hosts - {""})
+            lines.append(f"{text} [{', '.join(some)}]" if some and len(some) < len(self.hosts) else text)
+        return lines
+
+    def inspect(self) -> Fleet:
+        """Check everything; the fleet is complete only where there are no problems."""
+        self.check_groups()
+        for host, variables in self.hosts.items():
+            self.check_variables(host, variables)
+        fleet = self.services()
+        fleet.problems = self.problems()
+        return fleet
+
+    def check_groups(self) -> None:
+        """The three groups exist, and the topology is one that this version secures."""
+        for group in GROUPS:
+            if not self.groups.get(group):
+                self.problem(f"{group}: the inventory has no host in this group; put at least one there")
+        if len(self.groups.get("gateway_redis", [])) > 1:
+            self.problem("gateway_redis: this version runs one Redis; leave one host in the group")
+        members = {host for group in GROUPS for host in self.groups.get(group, [])}
+        if len(members) > 1:
+            for host in sorted(members):
+                if not self.hosts[host].get("gatehouse_plain_peer_traffic"):
+                    self.problem(
+                        "gatehouse_plain_peer_traffic: several hosts would talk in plain text; connect them by an"
+                        " encrypted network (WireGuard, IPsec), name each host's address there in gatehouse_address,"
+                        " and set this to true",
+                        host,
+                    )
+
+    def check_variables(self, host: str, variables: Mapping[str, Any]) -> None:
+        """The public variables of one host: names, types, and what they need of each other."""
+        given = {name: variables[name] for name in variables if name.startswith("gatehouse_")}
+        for name in sorted(set(given) - set(self.variables)):
+            self.problem(
+                f"{name}: no such variable{self.suggest(name, self.variables)}; correct the name or remove it",
+                host,
+            )
+        self.check_types("", given, self.variables, host)
+
+        domain = given.get("gatehouse_domain")
+        if not domain:
+            self.problem(
+                "gatehouse_domain: is missing; set it to the domain that the gateway serves, example.com",
+                host,
+            )
+        elif (
+            not isinstance(domain, str)
+            or "." not in domain
+            or not all(map(LABEL.fullmatch, domain.split(".")))
+        ):
+            self.problem(
+                "gatehouse_domain: is not a domain name; write it in lower case without scheme, example.com",
+                host,
+            )
+        self.check_tls(host, given)
+        self.check_providers(host, given)
+        password = given.get("gatehouse_redis_password")
+        if password is not None and len(str(password)) < REDIS_PASSWORD_MIN:
+            self.problem(
+                f"gatehouse_redis_password: is too short; use at least {REDIS_PASSWORD_MIN} random characters,"
+                " or remove it and let one be generated",
+                host,
+            )
+
+    def check_tls(self, host: str, given: Mapping[str, Any]) -> None:
+        """The front door's certificate has what its source needs."""
+        tls = given.get("gatehouse_tls", "internal")
+        if tls == "acme" and "@" not in str(given.get("gatehouse_acme_email") or ""):
+            self.problem(
+                "gatehouse_acme_email: gatehouse_tls is acme, which needs a contact address; set it", host
+            )
+        if tls == "files":
+            for name in ("gatehouse_tls_certificate", "gatehouse_tls_key"):
+                path = given.get(name)
+                if not path or not os.path.isfile(os.path.expanduser(str(path))):
+                    self.problem(
+                        f"{name}: gatehouse_tls is files, which needs a PEM file on the controller; name one",
+                        host,
+                    )
+        root = given.get("gatehouse_acme_ca_certificate")
+        if root and not os.path.isfile(os.path.expanduser(str(root))):
+            self.problem(
+                "gatehouse_acme_ca_certificate: there is no such file on the controller; correct the path",
+                host,
+            )
+
+    def check_providers(self, host: str, given: Mapping[str, Any]) -> None:
+        """At least one identity provider, each with what it needs."""
+        providers = given.get("gatehouse_providers") or {}
+        if not providers:
+            self.problem("gatehouse_providers: nobody could sign in; configure github or local", host)
+        if not isinstance(providers, Mapping):
+            return
+        if "github" in providers and len(str(given.get("gatehouse_github_client_secret") or "")) < 20:
+            self.problem(
+                "gatehouse_github_client_secret: is missing or too short; set the OAuth App's client secret",
+                host,
+            )
+        users = given.get("gatehouse_local_users") or {}
+        if "local" in providers and not users:
+            self.problem("gatehouse_local_users: the provider local is on and has no users; add one", host)
+        if isinstance(users, Mapping):
+            for name, user in users.items():
+                hashed = user.get("password_hash") if isinstance(user, Mapping) else None
+                if not isinstance(hashed, str) or not hashed.startswith("$argon2id$"):
+                    self.problem(
+                        f"gatehouse_local_users.{name}.password_hash: is not an argon2id hash;"
+                        " make one with `python -m gatehouse_auth.admin hash-password`",
+                        host,
+                    )
+
+    def check_types(
+        self, prefix: str, given: Mapping[str, Any], options: Mapping[str, Any], host: str
+    ) -> None:
+        """Types and choices of what is given, by the argument spec. Required ones have better words elsewhere."""
+        for name in given:
+            if name not in options:
+                continue
+            result = ArgumentSpecValidator({name: self.checkable(options[name])}).validate(
+                {name: given[name]}
+            )
+            for message in result.error_messages:
+                self.problem(f"{prefix}{name}: {message}; correct it", host)
+
+    @staticmethod
+    def checkable(option: Mapping[str, Any]) -> dict[str, Any]:
+        """An option as the validator takes it: without the documentation."""
+        spec = {key: value for key, value in option.items() if key != "description"}
+        if "options" in spec:
+            spec["options"] = {name: Inspector.checkable(value) for name, value in spec["options"].items()}
+        return spec
+
+    @staticmethod
+    def suggest(name: str, known: Iterable[str]) -> str:
+        """`; did you mean …?` where something known is close."""
+        close = difflib.get_close_matches(name, list(known), n=1)
+        return f"; did you mean {close[0]}?" if close else ""
+
+    # Services
+
+    def services(self) -> Fleet:
+        """Check every service of every host and complete it from the catalogue."""
+        fleet = Fleet(hosts={host: {} for host in self.groups.get("gateway_mcp", [])})
+        declared = {host: self.declared(host) for host in fleet.hosts}
+        chosen: dict[str, int] = {}
+        for host, services in declared.items():
+            for name, given in services.items():
+                service = self.service(host, name, given)
+                if service is None:
+                    continue
+                if service["port"] is not None:
+                    chosen[name] = service["port"]
+                if host in service.pop("placement"):
+                    fleet.hosts[host][name] = service
+        ports = allocate_ports({name for services in fleet.hosts.values() for name in services}, chosen)
+        self.check_ports(ports)
+        for host, services in fleet.hosts.items():
+            for name, service in services.items():
+                service["port"] = ports[name]
+                shared = {
+                    key: service[key]
+                    for key in (
+                        "title",
+                        "hostname",
+                        "url",
+                        "allow",
+                        "origins",
+                        "scopes",
+                        "port",
+                        "health_path",
+                    )
+                }
+                known = fleet.services.setdefault(name, {**shared, "hosts": []})
+                known["hosts"].append(host)
+                for key, value in shared.items():
+                    if known[key] != value:
+                        self.problem(
+                            f"gatehouse_mcp_services.{name}.{key}: differs between hosts; give it once for all"
+                        )
+        self.check_hostnames(fleet)
+        return fleet
+
+    def declared(self, host: str) -> dict[str, dict[str, Any]]:
+        """The services that a host's variables declare, merged by name."""
+        layers = []
+        for layer in LAYERS:
+            value = self.hosts[host].get(layer) or {}
+            if not isinstance(value, Mapping):
+                continue  # check_variables has said so
+            for name, service in value.items():
+                if service is not None and not isinstance(service, Mapping):
+                    self.problem(
+                        f"{layer}.{name}: is not a mapping; write {{}} to take all from the catalogue", host
+                    )
+            layers.append(
+                {
+                    name: service
+                    for name, service in value.items()
+                    if service is None or isinstance(service, Mapping)
+                }
+            )
+        return merge_services(*layers)
+
+    def check_ports(self, ports: Mapping[str, int]) -> None:
+        """No two services share a port, and each is one that a service may have."""
+        owners: dict[int, str] = {}
+        for name, port in sorted(ports.items()):
+            if port % 2 or not 1024 <= port <= 65534 or port == AUTH_PORT:
+                self.problem(
+                    f"gatehouse_mcp_services.{name}.port: {port} is not an even port from 1024 to 65534 other than {AUTH_PORT}; choose another"
+                )
+            if port in owners:
+                self.problem(
+                    f"gatehouse_mcp_services.{name}.port: {port} is also the port of {owners[port]}; choose another"
+                )
+            owners[port] = name
+
+    def check_hostnames(self, fleet: Fleet) -> None:
+        """No two services share a host name, and none has the issuer's."""
+        owners = {"auth": "the auth service"}
+        for name, service in sorted(fleet.services.items()):
+            hostname = service["hostname"]
+            if hostname in owners:
+                self.problem(
+                    f"gatehouse_mcp_services.{name}.hostname: {hostname} is also the host name of {owners[hostname]}; choose another"
+                )
+            owners[hostname] = name
+
+    def service(self, host: str, name: str, given: Mapping[str, Any]) -> dict[str, Any] | None:
+        """One service, checked and completed; None where it is too broken to go on."""
+        where = f"gatehouse_mcp_services.{name}"
+        if not isinstance(name, str) or not NAME.fullmatch(name) or len(name) > NAME_MAX:
+            self.problem(
+                f"{where}: is not a service name; use up to {NAME_MAX} lower-case letters, digits and single hyphens, beginning with a letter",
+                host,
+            )
+            return None
+        if name in RESERVED_NAMES:
+            self.problem(f"{where}: is a name that Gatehouse uses itself; choose another", host)
+            return None
+        for key in sorted(set(given) - set(self.service_options)):
+            self.problem(
+                f"{where}.{key}: unknown key{self.suggest(key, self.service_options)}; known are {', '.join(sorted(self.service_options))}",
+                host,
+            )
+        if not self.check_mappings(host, where, given):
+            return None
+        # Secrets never reach the validator: its messages quote what they refuse.
+        known = {
+            key: value for key, value in given.items() if key in self.service_options and key != "secrets"
+        }
+        before = len(self.found)
+        self.check_types(f"{where}.", known, self.service_options, host)
+        if len(self.found) > before:
+            return None
+
+        source = self.source(host, where, name, known)
+        allow = known.get("allow", self.hosts[host].get("gatehouse_allow")) or {}
+        if not isinstance(allow, Mapping) or not any(
+            allow.get(key) for key in ("users", "emails", "groups", "everyone")
+        ):
+            self.problem(
+                f"{where}.allow: the allow-list is empty and would let no one in; name users, emails or groups here or in"
+                " gatehouse_allow, or write {everyone: true}",
+                host,
+            )
+            allow = {}
+        hostname = known.get("hostname", name)
+        if not LABEL.fullmatch(hostname):
+            self.problem(
+                f"{where}.hostname: is not a host name's first label; use lower-case letters, digits and hyphens",
+                host,
+            )
+        for origin in known.get("origins", []):
+            if not ORIGIN.fullmatch(origin):
+                self.problem(
+                    f"{where}.origins: {origin} is not an origin; write scheme and host alone, https://app.example.com",
+                    host,
+                )
+        domain = self.hosts[host].get("gatehouse_domain")
+        if source is None:
+            return None
+        return {
+            "title": known.get("title", name),
+            "hostname": hostname,
+            "url": f"https://{hostname}.{domain}/mcp",
+            "allow": {
+                key: allow.get(key, False if key == "everyone" else [])
+                for key in ("users", "emails", "groups", "everyone")
+            },
+            "origins": known.get("origins", []),
+            "scopes": ["mcp"],
+            "port": known.get("port"),
+            "placement": self.placement(host, where, known.get("hosts", "gateway_mcp")),
+            "env": {key: str(value) for key, value in (given.get("env") or {}).items()},
+            "secret_names": sorted(given.get("secrets") or {}),
+            "egress": known.get("egress", []),
+            **source,
+            **({"memory_max": known["memory_max"]} if "memory_max" in known else {}),
+        }
+
+    def check_mappings(self, host: str, where: str, given: Mapping[str, Any]) -> bool:
+        """`env` and `secrets` are mappings with usable names, and no secret is too short."""
+        fine = True
+        for key in ("env", "secrets"):
+            value = given.get(key) or {}
+            if not isinstance(value, Mapping):
+                self.problem(f"{where}.{key}: is not a mapping; write NAME: value below it", host)
+                return False
+            for variable in value:
+                if not isinstance(variable, str) or not ENV_NAME.fullmatch(variable):
+                    self.problem(
+                        f"{where}.{key}.{variable}: is not the name of an environment variable; use letters, digits and _",
+                        host,
+                    )
+                    fine = False
+                elif variable.startswith("GATEHOUSE_"):
+                    self.problem(
+                        f"{where}.{key}.{variable}: names that begin with GATEHOUSE_ are Gatehouse's own; choose another",
+                        host,
+                    )
+                    fine = False
+        for variable, secret in (given.get("secrets") or {}).items():
+            if not isinstance(secret, str) or len(secret) < SECRET_MIN:
+                self.problem(
+                    f"{where}.secrets.{variable}: is too short or not text; use at least {SECRET_MIN} characters",
+                    host,
+                )
+                fine = False
+        return fine
+
+    def placement(self, host: str, where: str, pattern: str) -> list[str]:
+        """The hosts of a service's pattern; every one must be in `gateway_mcp`."""
+        members = self.groups.get("gateway_mcp", [])
+        hosts = self.resolve(pattern)
+        strangers = [name for name in hosts if name not in members]
+        if not hosts:
+            self.problem(f"{where}.hosts: {pattern} matches no host; correct the pattern", host)
+        if strangers:
+            self.problem(
+                f"{where}.hosts: {', '.join(strangers)} is not in the group gateway_mcp; add it there or correct the pattern",
+                host,
+            )
+        return [name for name in hosts if name in members]
+
+    def source(self, host: str, where: str, name: str, given: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What runs: from the catalogue, from a package, or a command that is on the host."""
+        package, command = given.get("package"), given.get("command")
+        if package is None and command is None:
+            entry_name = given.get("catalogue", name)
+            entry = self.catalogue.get(entry_name)
+            if entry is None:
+                self.problem(
+                    f"{where}: {entry_name} is not in the catalogue{self.suggest(entry_name, self.catalogue)}; it has"
+                    f" {', '.join(sorted(self.catalogue))}; or name a package or a command",
+                    host,
+                )
+                return None
+            return self.from_catalogue(host, where, entry_name, entry, given)
+        if "catalogue" in given:
+            self.problem(f"{where}.catalogue: stands beside a package or command; keep one of them", host)
+        common = {
+            "transport": given.get("transport", "stdio"),
+            "isolation": given.get("isolation", "per_session"),
+            "memory_max": "512M",
+            "sandbox": {},
+            "module": None,
+            "health_path": "/health" if given.get("transport", "stdio") == "stdio" else None,
+        }
+        if package is None:
+            command = command or [""]
+            if not command[0].startswith("/"):
+                self.problem(
+                    f"{where}.command: without a package the first element must be the full path of a program on the host",
+                    host,
+                )
+            return {**common, "command": [*command, *given.get("args", [])], "package": None, "lock": None}
+        match = PYPI_PACKAGE.fullmatch(package)
+        if match is None:
+            self.problem(
+                f"{where}.package: is not a package with an exact version; write pypi:<name>==<version>", host
+            )
+            return None
+        lock = given.get("lock")
+        if lock and not os.path.isfile(os.path.expanduser(lock)):
+            self.problem(
+                f"{where}.lock: there is no such file on the controller; correct the path or remove the key",
+                host,
+            )
+        return {
+            **common,
+            "command": [*(command or [match["name"]]), *given.get("args", [])],
+            "package": package.removeprefix("pypi:"),
+            "lock": os.path.expanduser(lock) if lock else None,
+        }
+
+    def from_catalogue(
+        self, host: str, where: str, entry_name: str, entry: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """A service that takes all from its catalogue entry; the operator may only add."""
+        native = entry["pattern"] == "native"
+        args = given.get("args", [])
+        if args and (native or not entry.get("args_append")):
+            self.problem(f"{where}.args: {entry_name} takes no arguments; remove them", host)
+        for key in ("transport", "lock") + (("isolation",) if native else ()):
+            if key in given:
+                self.problem(
+                    f"{where}.{key}: {entry_name} comes from the catalogue, which fixes it; remove the key",
+                    host,
+                )
+        return {
+            "transport": "native" if native else "stdio",
+            "isolation": given.get("isolation", entry.get("isolation", "per_session")),
+            "memory_max": entry.get("memory_max", "512M"),
+            "sandbox": entry.get("sandbox", {}),
+            "module": entry.get("module"),
+            "command": [*entry.get("command", []), *args],
+            "package": entry.get("package"),
+            "lock": entry.get("lock"),
+            "catalogue": True,
+            "health_path": "/health",
+        }

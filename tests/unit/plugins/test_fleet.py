@@ -1,0 +1,199 @@
+"""What preflight accepts, completes and refuses. Every refusal names the variable and the fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.gatehouse.mcp.plugins.module_utils.fleet import (
+    Fleet,
+    Inspector,
+    allocate_ports,
+    merge_services,
+    read_options,
+)
+
+ROLES = str(Path(__file__).parents[3] / "roles")
+CATALOGUE: dict[str, dict[str, Any]] = {
+    "echo": {"pattern": "native", "package": "echo", "module": "gatehouse_echo", "memory_max": "256M"},
+    "time": {
+        "pattern": "bridge",
+        "command": ["mcp-server-time"],
+        "lock": "time/requirements.lock",
+        "args_append": True,
+    },
+}
+GOOD: dict[str, Any] = {
+    "gatehouse_domain": "example.com",
+    "gatehouse_providers": {"local": {}},
+    "gatehouse_local_users": {"ana": {"password_hash": "$argon2id$v=19$m=1,t=1,p=1$c2FsdA$aGFzaA"}},
+    "gatehouse_allow": {"groups": ["staff"]},
+    "gatehouse_mcp_services": {"time": {}, "echo": None},
+}
+ONE = {"gateway_edge": ["h1"], "gateway_redis": ["h1"], "gateway_mcp": ["h1"]}
+
+
+def inspect(
+    hosts: dict[str, dict[str, Any]], groups: dict[str, list[str]] = ONE, others: tuple[str, ...] = ()
+) -> Fleet:
+    known = {**{host: [host] for host in (*hosts, *others)}, **groups}
+    return Inspector(
+        hosts=hosts,
+        groups=groups,
+        resolve=lambda pattern: known.get(pattern, []),
+        catalogue=CATALOGUE,
+        variables=read_options(ROLES, "preflight"),
+        service=read_options(ROLES, "mcp_service", "service"),
+    ).inspect()
+
+
+def with_service(name: str, service: Any) -> Fleet:
+    return inspect({"h1": {**GOOD, "gatehouse_mcp_services": {name: service}}})
+
+
+def test_a_good_inventory_has_no_problems_and_is_completed() -> None:
+    fleet = inspect({"h1": GOOD})
+    assert fleet.problems == []
+    assert fleet.services["time"]["url"] == "https://time.example.com/mcp"
+    assert fleet.services["time"]["hosts"] == ["h1"]
+    assert fleet.services["time"]["allow"] == {
+        "users": [],
+        "emails": [],
+        "groups": ["staff"],
+        "everyone": False,
+    }
+    assert fleet.hosts["h1"]["time"]["command"] == ["mcp-server-time"]
+    assert fleet.hosts["h1"]["time"]["transport"] == "stdio"
+    assert fleet.hosts["h1"]["echo"]["transport"] == "native"
+    assert fleet.hosts["h1"]["echo"]["memory_max"] == "256M"
+
+
+def test_arguments_follow_the_catalogues_command() -> None:
+    fleet = with_service("time", {"args": ["--local-timezone", "Europe/Vienna"]})
+    assert fleet.hosts["h1"]["time"]["command"] == ["mcp-server-time", "--local-timezone", "Europe/Vienna"]
+
+
+def test_a_package_of_ones_own() -> None:
+    fleet = with_service(
+        "tickets", {"package": "pypi:acme-tickets==1.4.2", "secrets": {"TOKEN": "long enough"}}
+    )
+    assert fleet.problems == []
+    assert fleet.hosts["h1"]["tickets"]["package"] == "acme-tickets==1.4.2"
+    assert fleet.hosts["h1"]["tickets"]["command"] == ["acme-tickets"]
+    assert fleet.hosts["h1"]["tickets"]["secret_names"] == ["TOKEN"]
+    assert "long enough" not in str(fleet)
+
+
+@pytest.mark.parametrize(
+    ("change", "variable", "fix"),
+    [
+        ({"gatehouse_domain": None}, "gatehouse_domain: is missing", "set it"),
+        ({"gatehouse_domain": "https://x"}, "gatehouse_domain: is not a domain name", "without scheme"),
+        ({"gatehouse_allow": {}}, "gatehouse_mcp_services.time.allow: the allow-list is empty", "{everyone: true}"),
+        ({"gatehouse_domian": "x.y"}, "gatehouse_domian: no such variable; did you mean gatehouse_domain?", "correct"),
+        ({"gatehouse_tls": "acme"}, "gatehouse_acme_email: gatehouse_tls is acme", "set it"),
+        ({"gatehouse_tls": "none"}, "gatehouse_tls: value of gatehouse_tls must be one of", "correct it"),
+        ({"gatehouse_tls": "files"}, "gatehouse_tls_key: gatehouse_tls is files", "name one"),
+        ({"gatehouse_redis_password": "short"}, "gatehouse_redis_password: is too short", "at least 32"),
+        ({"gatehouse_providers": {}}, "gatehouse_providers: nobody could sign in", "configure"),
+        ({"gatehouse_providers": {"github": {"client_id": "x"}}}, "gatehouse_github_client_secret: is missing", "set"),
+        ({"gatehouse_local_users": {"ana": {"password_hash": "plain"}}}, "gatehouse_local_users.ana.password_hash", "hash-password"),
+        ({"gatehouse_local_users": {}}, "gatehouse_local_users: the provider local is on", "add one"),
+    ],
+)  # fmt: skip
+def test_bad_variables(change: dict[str, Any], variable: str, fix: str) -> None:
+    problems = inspect({"h1": {**GOOD, **change}}).problems
+    assert any(problem.startswith(variable) and fix in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("name", "service", "variable", "fix"),
+    [
+        ("time", {"memory": "1G"}, "gatehouse_mcp_services.time.memory: unknown key; did you mean memory_max?", "known are"),
+        ("Time", {}, "gatehouse_mcp_services.Time: is not a service name", "lower-case"),
+        ("a" * 23, {}, f"gatehouse_mcp_services.{'a' * 23}: is not a service name", "up to 22"),
+        ("auth", {}, "gatehouse_mcp_services.auth: is a name that Gatehouse uses", "choose another"),
+        ("tiem", {}, "gatehouse_mcp_services.tiem: tiem is not in the catalogue; did you mean time?", "echo, time"),
+        ("time", {"allow": {}}, "gatehouse_mcp_services.time.allow: the allow-list is empty", "{everyone: true}"),
+        ("time", {"hosts": "h2"}, "gatehouse_mcp_services.time.hosts: h2 is not in the group gateway_mcp", "add it"),
+        ("time", {"hosts": "nowhere"}, "gatehouse_mcp_services.time.hosts: nowhere matches no host", "correct"),
+        ("x", {"package": "acme"}, "gatehouse_mcp_services.x.package: is not a package with an exact version", "pypi:<name>==<version>"),
+        ("x", {"package": "pypi:acme>=1"}, "gatehouse_mcp_services.x.package: is not a package with an exact version", "write"),
+        ("x", {"command": ["server"]}, "gatehouse_mcp_services.x.command: without a package", "full path"),
+        ("x", {"package": "pypi:a==1", "secrets": {"T": "short"}}, "gatehouse_mcp_services.x.secrets.T: is too short", "at least 8"),
+        ("x", {"package": "pypi:a==1", "env": {"A B": "1"}}, "gatehouse_mcp_services.x.env.A B: is not the name", "letters"),
+        ("x", {"package": "pypi:a==1", "env": {"GATEHOUSE_LISTEN": "1"}}, "gatehouse_mcp_services.x.env.GATEHOUSE_LISTEN", "choose"),
+        ("time", {"hostname": "auth"}, "gatehouse_mcp_services.time.hostname: auth is also the host name of the auth", "choose"),
+        ("time", {"port": 20001}, "gatehouse_mcp_services.time.port: 20001 is not an even port", "choose another"),
+        ("time", {"isolation": "none"}, "gatehouse_mcp_services.time.isolation: value of isolation must be one of", "correct"),
+        ("time", {"origins": ["https://a.example/x"]}, "gatehouse_mcp_services.time.origins: https://a.example/x is not", "write"),
+        ("echo", {"args": ["x"]}, "gatehouse_mcp_services.echo.args: echo takes no arguments", "remove"),
+        ("time", "yes", "gatehouse_mcp_services.time: is not a mapping", "write {}"),
+    ],
+)  # fmt: skip
+def test_bad_services(name: str, service: Any, variable: str, fix: str) -> None:
+    hosts = {"h1": {**GOOD, "gatehouse_mcp_services": {name: service}}}
+    problems = inspect(hosts, others=("h2",)).problems
+    assert any(problem.startswith(variable) and fix in problem for problem in problems), problems
+
+
+def test_a_refused_secret_is_never_quoted() -> None:
+    for secrets in ("hunter2hunter2", {"T": "hunter2"}, {"T": 42424242}, ["hunter2hunter2"]):
+        fleet = with_service("x", {"package": "pypi:a==1", "secrets": secrets})
+        assert fleet.problems
+        assert "hunter2" not in str(fleet) and "4242" not in str(fleet)
+
+
+def test_two_services_cannot_share_a_hostname() -> None:
+    services = {"time": {"hostname": "clock"}, "echo": {"hostname": "clock"}}
+    problems = inspect({"h1": {**GOOD, "gatehouse_mcp_services": services}}).problems
+    assert (
+        "gatehouse_mcp_services.time.hostname: clock is also the host name of echo; choose another"
+        in problems
+    )
+
+
+def test_all_problems_come_at_once_and_each_once() -> None:
+    broken = {**GOOD, "gatehouse_domain": None, "gatehouse_mcp_services": {"tiem": {}}}
+    groups = {"gateway_edge": ["h1"], "gateway_redis": ["h1"], "gateway_mcp": ["h1", "h2"]}
+    secure = {"gatehouse_plain_peer_traffic": True}
+    problems = inspect({"h1": {**broken, **secure}, "h2": {**broken, **secure}}, groups).problems
+    assert len(problems) == len(set(problems)) == 2
+
+
+def test_a_problem_of_one_host_names_it() -> None:
+    groups = {"gateway_edge": ["h1"], "gateway_redis": ["h1"], "gateway_mcp": ["h1", "h2"]}
+    secure = {**GOOD, "gatehouse_plain_peer_traffic": True}
+    problems = inspect(
+        {"h1": secure, "h2": {**secure, "gatehouse_mcp_services_host": {"tiem": {}}}}, groups
+    ).problems
+    assert len(problems) == 1 and problems[0].endswith("[h2]")
+
+
+def test_several_hosts_need_an_encrypted_network_between_them() -> None:
+    groups = {"gateway_edge": ["h1"], "gateway_redis": ["h1"], "gateway_mcp": ["h2"]}
+    problems = inspect({"h1": GOOD, "h2": GOOD}, groups).problems
+    assert len(problems) == 1 and problems[0].startswith("gatehouse_plain_peer_traffic")
+    secure = {**GOOD, "gatehouse_plain_peer_traffic": True}
+    fleet = inspect({"h1": secure, "h2": secure}, groups)
+    assert fleet.problems == [] and fleet.services["time"]["hosts"] == ["h2"]
+
+
+def test_empty_groups_are_refused() -> None:
+    problems = inspect({"h1": GOOD}, {**ONE, "gateway_redis": []}).problems
+    assert problems == ["gateway_redis: the inventory has no host in this group; put at least one there"]
+
+
+def test_layers_merge_by_name() -> None:
+    merged = merge_services({"a": {"port": 1, "title": "A"}, "b": None}, {"a": {"port": 2}}, {"c": {}})
+    assert merged == {"a": {"port": 2, "title": "A"}, "b": {}, "c": {}}
+
+
+def test_ports_are_even_stable_and_distinct() -> None:
+    names = [f"service{number}" for number in range(500)]
+    ports = allocate_ports(names, {"service3": 30000})
+    assert ports["service3"] == 30000
+    assert len(set(ports.values())) == 500 and all(port % 2 == 0 for port in ports.values())
+    fewer = allocate_ports(names[:40], {"service3": 30000})
+    assert sum(ports[name] != port for name, port in fewer.items()) <= 4

@@ -1,0 +1,115 @@
+"""What preflight found becomes what roles take."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+from ansible_collections.gatehouse.mcp.plugins.filter.services import (
+    backend_address,
+    edge_services,
+    endpoints,
+    listen_address,
+    peer_address,
+    service_components,
+    service_environments,
+    systemd_command,
+    unlocked_packages,
+)
+
+BASE: dict[str, Any] = {
+    "title": "T", "url": "https://x.example.com/mcp", "port": 20000, "env": {"A": "1"}, "secret_names": ["TOKEN"],
+    "memory_max": "512M", "sandbox": {}, "egress": [], "isolation": "per_session", "lock": None, "package": None,
+    "module": None, "health_path": "/health", "hostname": "x", "origins": [], "hosts": ["h1"],
+}  # fmt: skip
+NATIVE = {**BASE, "transport": "native", "package": "echo", "module": "gatehouse_echo", "command": []}
+STDIO = {
+    **BASE,
+    "transport": "stdio",
+    "package": "acme==1",
+    "lock": "/locks/acme.txt",
+    "command": ["acme", "-x"],
+}
+HTTP = {**BASE, "transport": "http", "command": ["/usr/bin/server", "--port={port}"], "health_path": None}
+HOSTVARS: dict[str, dict[str, Any]] = {
+    "h1": {"gatehouse_address": "10.0.0.1"},
+    "h2": {"ansible_host": "192.0.2.2"},
+    "h3": {},
+}
+
+
+def components(**services: dict[str, Any]) -> list[dict[str, Any]]:
+    wanted = service_environments(services, {})
+    environments = {
+        item["name"]: {"id": item["name"] + "-id", "path": "/e/" + item["name"]} for item in wanted
+    }
+    return service_components(services, environments, {"x": {"TOKEN": "s"}}, "127.0.0.1", 20, 45)
+
+
+def test_a_native_service_runs_its_module() -> None:
+    [component] = components(x=NATIVE)
+    assert component["vars"]["exec_start"] == ["/e/native-echo/bin/python", "-m", "gatehouse_echo"]
+    assert component["env"]["A"] == "1" and component["vars"]["listen"] == "127.0.0.1:@PORT@"
+    assert component["credentials"] == {"TOKEN": "s"}
+    assert component["environments"] == ["native-echo-id"]
+
+
+def test_a_stdio_service_runs_behind_the_bridge() -> None:
+    [component] = components(x=STDIO)
+    assert component["vars"]["exec_start"] == ["/e/bridge/bin/python", "-m", "gatehouse_bridge"]
+    assert json.loads(component["env"]["GATEHOUSE_BRIDGE_COMMAND"]) == ["/e/service-x/bin/acme", "-x"]
+    assert json.loads(component["env"]["GATEHOUSE_BRIDGE_ENV"]) == {"A": "1"}
+    assert json.loads(component["env"]["GATEHOUSE_BRIDGE_SECRETS"]) == ["TOKEN"]
+    assert component["environments"] == ["bridge-id", "service-x-id"]
+    assert "A" not in component["env"]
+
+
+def test_an_http_service_runs_itself() -> None:
+    [component] = components(x=HTTP)
+    assert component["vars"]["exec_start"] == ["/usr/bin/server", "--port=@PORT@"]
+    assert not component["vars"]["notifies"]
+    assert [check["name"] for check in component["health"]] == ["unit", "mcp"]
+
+
+def test_an_environment_that_two_services_share_is_wanted_once() -> None:
+    wanted = service_environments({"a": NATIVE, "b": NATIVE, "c": STDIO}, {})
+    assert [item["name"] for item in wanted] == ["bridge", "native-echo", "service-c"]
+
+
+def test_packages_without_a_lock() -> None:
+    assert unlocked_packages({"h": {"a": {**STDIO, "lock": None}, "b": STDIO, "c": NATIVE}}) == ["acme==1"]
+
+
+@pytest.mark.parametrize(
+    "argument", ["plain", "two words", "100%", "$HOME", 'a"b', "back\\slash", "it's", "", ";", "%h"]
+)
+def test_systemd_reads_back_what_was_quoted(argument: str) -> None:
+    line = systemd_command(["/usr/bin/printf", "%s", argument])
+    assert "\n" not in line
+    # systemd's own unquoting: C-like escapes within double quotes, doubled % and $.
+    shell = line.replace("%%", "%").replace("$$", "\\$")
+    shown = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
+    assert shown.stdout == argument
+
+
+def test_addresses_come_from_one_place() -> None:
+    assert peer_address("h1", "h1", HOSTVARS) == "127.0.0.1"
+    assert peer_address("h1", "h2", HOSTVARS) == "10.0.0.1"
+    assert peer_address("h2", "h1", HOSTVARS) == "192.0.2.2"
+    assert peer_address("h3", "h1", HOSTVARS) == "h3"
+    assert listen_address("h1", ["h1"], HOSTVARS) == "127.0.0.1"
+    assert listen_address("h1", ["h1", "h2"], HOSTVARS) == "10.0.0.1"
+    assert backend_address("h1", "h1", ["h1", "h2"], HOSTVARS) == "10.0.0.1"
+    assert backend_address("h1", "h1", ["h1"], HOSTVARS) == "127.0.0.1"
+
+
+def test_an_edge_routes_to_every_host_at_its_slot() -> None:
+    service = {**BASE, "hosts": ["h1", "h2"]}
+    hostvars = {**HOSTVARS, "h1": {**HOSTVARS["h1"], "result": {"endpoints": {"x": 20001}}}}
+    asked = [{"item": "h2", "endpoints": {"x": 20000}}]
+    known = endpoints(["h1", "h2"], hostvars, "result", asked)
+    routed = edge_services({"x": service}, known, "h1", ["h1"], hostvars, "example.com")
+    assert routed["x"]["host"] == "x.example.com"
+    assert routed["x"]["servers"] == ["http://127.0.0.1:20001", "http://192.0.2.2:20000"]
