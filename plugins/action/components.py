@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from ansible.plugins.action import ActionBase
@@ -22,15 +21,9 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Run the module with rendered units."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        variables = dict(task_vars or {})
+        variables = task_vars or {}
         args = dict(self._task.args)
         template = args.pop("unit_template")
-        collection = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        # `include "sandbox.j2"` finds what all units share.
-        variables["ansible_search_path"] = [
-            *variables.get("ansible_search_path", []),
-            os.path.join(collection, "roles", "common"),
-        ]
         lookup = lookup_loader.get("ansible.builtin.template", loader=self._loader, templar=self._templar)
         components = []
         for component in args["components"]:

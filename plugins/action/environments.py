@@ -34,7 +34,7 @@ class ActionModule(ActionBase):
         )
         if state.get("failed"):
             return {**result, **state}
-        target = Target(python=state["python_version"], arch=state["arch"], glibc=state["glibc"])
+        target = Target(python=state["python_version"], arch=state["arch"])
         environments: dict[str, dict[str, Any]] = {}
         archives: list[dict[str, str]] = []
         try:

@@ -232,6 +232,11 @@ def auth_resources(services: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[
     }
 
 
+def service_urls(services: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Public URL of each service."""
+    return {name: str(service["url"]) for name, service in sorted(services.items())}
+
+
 class FilterModule:
     """Ansible's entry point."""
 
@@ -247,6 +252,7 @@ class FilterModule:
             "service_components": service_components,
             "service_environments": service_environments,
             "service_secrets": service_secrets,
+            "service_urls": service_urls,
             "silent_hosts": silent_hosts,
             "systemd_command": systemd_command,
             "unlocked_packages": unlocked_packages,

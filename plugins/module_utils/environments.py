@@ -19,6 +19,8 @@ from pathlib import Path
 
 # Part of every id: raise it when the way an environment is laid out changes.
 FORMAT = "1"
+# The C library of Debian 12, the oldest host supported.
+PLATFORM = "manylinux_2_36"
 
 
 class BuildError(Exception):
@@ -27,11 +29,10 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """What an environment is for: Python `3.13`, architecture as `uname -m` says it, glibc `2.41`."""
+    """What an environment is for: Python `3.13`, architecture as `uname -m` says it."""
 
     python: str
     arch: str
-    glibc: str
 
 
 def find_uv() -> str:
@@ -103,11 +104,10 @@ def build(cache: Path, identity: str, lock: Path, sources: Iterable[Path], targe
 
 def install(tree: Path, lock: Path, target: Target) -> None:
     """Put what the lock names into `tree`, for the target rather than for this machine."""
-    platform = f"{target.arch}-manylinux_{target.glibc.replace('.', '_')}"
     run = subprocess.run(
         [
             find_uv(), "pip", "install", "--quiet", "--no-config", "--target", str(tree), "--no-deps", "--require-hashes",
-            "--only-binary", ":all:", "--python-version", target.python, "--python-platform", platform,
+            "--only-binary", ":all:", "--python-version", target.python, "--python-platform", f"{target.arch}-{PLATFORM}",
             "--python", sys.executable, "--link-mode", "copy", "--requirements", str(lock),
         ],
         capture_output=True,

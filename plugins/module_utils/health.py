@@ -7,6 +7,7 @@ Runs on the host with nothing but the standard library.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import ssl
@@ -14,15 +15,22 @@ import subprocess
 import time
 import urllib.parse
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import IO, Any
 
 PROTOCOL_VERSION = "2025-06-18"
 REQUEST_SECONDS = 5.0
 BODY_MAX = 4 * 1024 * 1024
+# While a start is watched: more restarts than this are no accident.
+RESTARTS = 2
+FIRST_PAUSE, LAST_PAUSE = 0.05, 0.5
 
 
 class Unhealthy(Exception):
     """A check failed; the message says how."""
+
+
+class Lost(Unhealthy):
+    """A check failed, and waiting is pointless."""
 
 
 def show(unit: str, *properties: str) -> dict[str, str]:
@@ -36,21 +44,22 @@ def show(unit: str, *properties: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in run.stdout.splitlines() if "=" in line)
 
 
-def check_unit(unit: str) -> None:
+def check_unit(unit: str) -> int:
     """The unit is active.
 
+    Returns:
+        How often systemd has restarted it.
+
     Raises:
-        Unhealthy: It is not.
+        Lost: It has failed.
+        Unhealthy: It is not active.
     """
     state = show(unit, "ActiveState", "SubState", "Result", "NRestarts")
+    restarts = int(state.get("NRestarts") or 0)
     if state.get("ActiveState") != "active":
-        raise Unhealthy(f"{state.get('ActiveState')} ({state.get('SubState')}), result {state.get('Result')}")
-
-
-def is_lost(unit: str) -> bool:
-    """Whether waiting is pointless: the unit has failed, or has been restarted twice since it was started."""
-    state = show(unit, "ActiveState", "NRestarts")
-    return state.get("ActiveState") == "failed" or int(state.get("NRestarts") or 0) >= 2
+        said = f"{state.get('ActiveState')} ({state.get('SubState')}), result {state.get('Result')}"
+        raise Lost(said) if state.get("ActiveState") == "failed" or restarts >= RESTARTS else Unhealthy(said)
+    return restarts
 
 
 class Client:
@@ -78,11 +87,16 @@ class Client:
         self.name = parts.hostname or ""
         self.connect = connect or (self.name, parts.port or (443 if self.secure else 80))
         self.context = ssl.create_default_context(cafile=ca_file) if self.secure else None
+        if self.context is not None and ca_file:
+            # An operator's own chain may end below its root.
+            self.context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
 
     def request(
         self, method: str, body: Any = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, Any, bytes]:
-        """Send one request; return status, headers and body. A body in an event stream ends with its first answer.
+        """Send one request; return status, headers and body.
+
+        Of an event stream, the body is the answer to the JSON-RPC request that `body` is.
 
         Raises:
             Unhealthy: No answer.
@@ -98,23 +112,38 @@ class Client:
                 sent |= {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
             connection.request(method, self.path, body=data, headers=sent)
             response = connection.getresponse()
-            if (response.headers.get_content_type()) == "text/event-stream":
-                return response.status, response.headers, self.first_answer(response)
+            if response.headers.get_content_type() == "text/event-stream":
+                return response.status, response.headers, stream_answer(response, (body or {}).get("id"))
             return response.status, response.headers, response.read(BODY_MAX)
         except (OSError, http.client.HTTPException) as error:
             raise Unhealthy(f"{method} {self.host}{self.path}: {type(error).__name__}: {error}") from error
         finally:
             connection.close()
 
-    @staticmethod
-    def first_answer(response: http.client.HTTPResponse) -> bytes:
-        """The first JSON-RPC response of an event stream."""
-        for line in response:
-            if line.startswith(b"data:"):
-                data = line[5:].strip()
-                if data and b'"id"' in data and b'"method"' not in data:
-                    return data
-        return b""
+
+def stream_answer(stream: IO[bytes], number: Any) -> bytes:
+    """The JSON-RPC response with this id in an event stream (HTML, «Server-sent events»), or nothing.
+
+    A server may send requests and notifications before it, for `REQUEST_SECONDS` in all.
+    """
+    deadline = time.monotonic() + REQUEST_SECONDS
+    data: list[bytes] = []
+    size = 0
+    while size < BODY_MAX and time.monotonic() < deadline:
+        line = stream.readline(BODY_MAX)
+        size += len(line)
+        if line.startswith(b"data:"):
+            data.append(line[5:].strip())
+        elif not line.strip():
+            event = b"\n".join(data)
+            with contextlib.suppress(ValueError):
+                message = json.loads(event)
+                if isinstance(message, dict) and message.get("id") == number and "method" not in message:
+                    return event
+            data = []
+            if not line:
+                break
+    return b""
 
 
 def check_http(client: Client) -> None:
@@ -150,12 +179,20 @@ def check_mcp(client: Client) -> list[str]:
     if headers.get("Mcp-Session-Id"):
         session["Mcp-Session-Id"] = headers["Mcp-Session-Id"]
     try:
-        client.request("POST", {"jsonrpc": "2.0", "method": "notifications/initialized"}, session)
+        status, _headers, body = client.request(
+            "POST", {"jsonrpc": "2.0", "method": "notifications/initialized"}, session
+        )
+        if status not in (200, 202, 204):
+            raise Unhealthy(
+                f"notifications/initialized: status {status}: {body[:300].decode(errors='replace')}"
+            )
         result, _ = _call(client, 2, "tools/list", {}, session)
         return sorted(str(tool.get("name")) for tool in result.get("tools", []))
     finally:
         if "Mcp-Session-Id" in session:
-            client.request("DELETE", headers=session)
+            # A server may refuse to have its sessions ended (405).
+            with contextlib.suppress(Unhealthy):
+                client.request("DELETE", headers=session)
 
 
 def _call(
@@ -202,12 +239,25 @@ def wait_healthy(checks: Iterable[Mapping[str, Any]], unit: str, port: int) -> t
     """
     for check in checks:
         deadline = time.monotonic() + float(check["timeout"])
-        while True:
-            try:
-                run_check(check, unit, port)
-                break
-            except Unhealthy as fault:
-                if time.monotonic() > deadline or is_lost(unit):
-                    return str(check["name"]), str(fault)
-                time.sleep(0.1)
+        pause = FIRST_PAUSE
+        while (fault := _attempt(check, unit, port)) is not None:
+            if isinstance(fault, Lost) or time.monotonic() > deadline:
+                return str(check["name"]), str(fault)
+            time.sleep(pause)
+            pause = min(pause * 1.5, LAST_PAUSE)
     return None
+
+
+def _attempt(check: Mapping[str, Any], unit: str, port: int) -> Unhealthy | None:
+    fault: Unhealthy | None = None
+    if check["kind"] != "unit":
+        try:
+            run_check(check, unit, port)
+        except Unhealthy as error:
+            fault = error
+    # Afterwards: what answered may have been another process on the unit's port.
+    try:
+        restarts = check_unit(unit)
+    except Unhealthy as error:
+        return error
+    return Lost(f"it starts, but does not stay up: {fault}") if fault and restarts >= RESTARTS else fault

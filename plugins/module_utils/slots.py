@@ -7,15 +7,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import grp
 import hashlib
 import json
 import os
 import pwd
+import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import urllib.parse
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +27,41 @@ OPT = Path("/opt/gatehouse")
 ETC = Path("/etc/gatehouse")
 UNITS = Path("/etc/systemd/system")
 SYSUSERS = Path("/etc/sysusers.d")
+STATE = Path("/var/lib")
+CACHE = Path("/var/cache")
+LOCK = Path("/run/gatehouse-components.lock")
 SLOTS = ("a", "b")
 LOG_LINES = 20
+# A secret shorter than this is not worth the name, and blotting it out would garble the log.
+SECRET_MIN = 8
+
+COMPONENT_NAME = re.compile(r"[a-z][a-z0-9-]{0,20}")
+VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+CREDENTIAL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 def systemctl(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run `systemctl`."""
     return subprocess.run(["systemctl", *arguments], check=check, capture_output=True, text=True)
+
+
+def ask(verb: str, units: list[str]) -> dict[str, str]:
+    """What `is-active` or `is-enabled` says of each unit, from one call for all."""
+    if not units:
+        return {}
+    answer = systemctl(verb, *units, check=False).stdout.splitlines()
+    return dict(zip(units, answer, strict=False))
+
+
+@contextlib.contextmanager
+def exclusive(wanted: bool = True) -> Iterator[None]:
+    """Keep two runs from changing the slots of one host at the same time; the second waits."""
+    if not wanted:
+        yield
+        return
+    with LOCK.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_file(path: Path, content: str, mode: int, group: int = 0) -> None:
@@ -66,11 +98,15 @@ def render_env(env: Mapping[str, str]) -> str:
     """Write variables as systemd reads them (systemd.exec(5), `EnvironmentFile=`).
 
     Raises:
-        ValueError: A value has a line break, which a line cannot hold.
+        ValueError: A name or value that a line cannot hold.
     """
     lines = ["# Managed by Gatehouse."]
     for name, value in sorted(env.items()):
-        if "\n" in value or "\r" in value or "\0" in value:
+        if not VARIABLE_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a variable")
+        if not isinstance(value, str):
+            raise ValueError(f"{name} is a {type(value).__name__}; a configuration value is a string")  # noqa: TRY004
+        if any(c in value for c in "\n\r\0"):
             raise ValueError(f"{name} has a line break; a configuration value is one line")
         escaped = "".join(f"\\{c}" if c in '"\\`$' else c for c in value)
         lines.append(f'{name}="{escaped}"')
@@ -81,7 +117,10 @@ def render_env(env: Mapping[str, str]) -> str:
 class Component:
     """One component as it should be.
 
-    `unit` and the URLs in `health` may hold `@SLOT@`, `@PORT@`, `@RELEASE@` and `@CREDENTIALS@`.
+    `unit` and the values of `env` may hold `@SLOT@`, `@PORT@`, `@RELEASE@` and `@CREDENTIALS@`; URLs in `health` `@PORT@`.
+
+    Raises:
+        ValueError: It cannot be so; the message says why and never quotes a credential.
     """
 
     name: str
@@ -92,16 +131,41 @@ class Component:
     port: int
     environments: list[str]
     health: list[dict[str, Any]]
-    dotenv: str = field(init=False)
-    release: str = field(init=False)
 
     def __post_init__(self) -> None:
-        """Derive the release: a digest of all that goes in, save the secrets."""
-        self.dotenv = render_env(self.env)
+        """Check what becomes a path, a user or a line in a file."""
+        if not COMPONENT_NAME.fullmatch(self.name):
+            raise ValueError(
+                f"{self.name!r}: a name has at most 21 lower-case letters, digits and hyphens, a letter first"
+            )
+        if self.port % 2 or not 1024 <= self.port < 65535:
+            raise ValueError(f"{self.name}: port {self.port} must be even, from 1024 to 65534")
+        for name, value in self.credentials.items():
+            if not CREDENTIAL_NAME.fullmatch(name):
+                raise ValueError(f"{self.name}: {name!r} is no name of a credential")
+            if not isinstance(value, str):
+                raise ValueError(  # noqa: TRY004
+                    f"{self.name}: credential {name} is a {type(value).__name__}; it must be a string"
+                )
+        try:
+            render_env(self.env)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
+
+    def dotenv(self, slot: str) -> str:
+        """The `.env` of a slot; the same for both unless a value has a placeholder."""
+        return fill(render_env(self.env), Place(self.name), slot, self.port)
+
+    def unit_text(self, slot: str) -> str:
+        """The unit of a slot."""
+        return fill(self.unit, Place(self.name), slot, self.port)
+
+    def release(self, slot: str) -> str:
+        """Id of the release: a digest of all that goes in, save the secrets."""
         everything = json.dumps(
-            [self.unit, self.dotenv, self.port, self.environments, self.health], sort_keys=True
+            [self.unit, self.dotenv(slot), self.port, self.environments, self.health], sort_keys=True
         )
-        self.release = hashlib.sha256(everything.encode()).hexdigest()[:16]
+        return hashlib.sha256(everything.encode()).hexdigest()[:16]
 
     def manifest(self) -> str:
         """What is remembered of a release."""
@@ -160,22 +224,40 @@ class Place:
 
     def manifest(self, slot: str) -> dict[str, Any]:
         """Manifest of the release in a slot."""
-        text = read(self.folder / slot / "manifest.json")
-        return dict(json.loads(text)) if text else {}
+        return read_manifest(self.folder / slot / "manifest.json")
 
-    def active(self, slot: str) -> bool:
-        """Whether a slot's unit is up."""
-        return systemctl("is-active", "--quiet", self.unit(slot), check=False).returncode == 0
+    @property
+    def group(self) -> str | None:
+        """Group that it was last started in."""
+        newest = sorted(self.folder.glob("releases/*/manifest.json"), key=lambda path: path.stat().st_mtime)
+        return str(read_manifest(newest[-1]).get("group")) if newest else None
 
     def serving(self) -> str | None:
         """The slot that Traefik is, or is about to be, switched to."""
         return self.pointer("next") or self.pointer("current")
 
+    def occupied(self, slot: str) -> bool:
+        """Whether anything is in a slot."""
+        return (
+            self.unit_file(slot).exists()
+            or self.credentials(slot).exists()
+            or os.path.lexists(self.folder / slot)
+        )
+
     def clear_slot(self, slot: str) -> None:
         """Remove a stopped slot's files; the caller reloads systemd."""
         self.unit_file(slot).unlink(missing_ok=True)
-        shutil.rmtree(self.credentials(slot), ignore_errors=True)
+        if self.credentials(slot).exists():
+            shutil.rmtree(self.credentials(slot))
         (self.folder / slot).unlink(missing_ok=True)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest; empty where it is missing or damaged."""
+    try:
+        return dict(json.loads(read(path) or "{}"))
+    except (ValueError, TypeError):
+        return {}
 
 
 def fill(text: str, place: Place, slot: str, port: int) -> str:
@@ -196,27 +278,50 @@ def slot_port(port: int, slot: str) -> int:
 
 
 def installed() -> Iterator[Place]:
-    """Every component with slots on this host."""
+    """Every component with releases on this host, whether or not one of them serves."""
     for folder in sorted(OPT.iterdir()) if OPT.is_dir() else ():
-        place = Place(folder.name)
-        if place.serving():
-            yield place
+        if any(folder.glob("releases/*/manifest.json")):
+            yield Place(folder.name)
 
 
 def log_tail(unit: str, secrets: list[str]) -> str:
-    """The last log lines of a unit's latest start, with secrets blotted out."""
+    """The last log lines of a unit, with secrets blotted out."""
     run = subprocess.run(
         ["journalctl", "--no-pager", "--output", "cat", "--lines", str(LOG_LINES), "--unit", unit],
         capture_output=True,
         text=True,
+        errors="replace",
         check=False,
     )
-    text = run.stdout
-    for secret in sorted(secrets, key=len, reverse=True):
-        for line in {secret, *secret.splitlines()}:
-            if len(line) >= 8:
-                text = text.replace(line, "[secret]")
-    return text.strip()
+    return scrub(run.stdout.strip(), secrets)
+
+
+def scrub(text: str, secrets: Iterable[str]) -> str:
+    """Blot out secrets in a text: whole, by line, the values of one in JSON, and as JSON or a URL would write them."""
+    values = {part for secret in secrets for part in (secret, *secret.splitlines(), *_leaves(secret))}
+    written = {
+        form for value in values for form in (value, json.dumps(value)[1:-1], urllib.parse.quote(value, safe=""))
+    }
+    for form in sorted(written, key=len, reverse=True):
+        if len(form) >= SECRET_MIN:
+            text = text.replace(form, "[secret]")
+    return text
+
+
+def _leaves(secret: str) -> Iterator[str]:
+    """The strings in a JSON document."""
+    try:
+        pending = [json.loads(secret)]
+    except ValueError:
+        return
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            pending.extend(item.values())
+        elif isinstance(item, list):
+            pending.extend(item)
 
 
 def user_exists(name: str) -> bool:
@@ -234,22 +339,18 @@ def group_id(name: str) -> int:
 
 
 def remove(places: list[Place]) -> None:
-    """Remove components entirely."""
+    """Remove components entirely; one whose removal broke off is still `installed`, and is taken up again."""
     units = [place.unit(slot) for place in places for slot in SLOTS]
     systemctl("disable", "--quiet", *units, check=False)
     systemctl("stop", *units, check=False)
     for place in places:
         for slot in SLOTS:
             place.clear_slot(slot)
-        for folder in (
-            place.folder,
-            ETC / place.name,
-            Path("/var/lib") / place.user,
-            Path("/var/cache") / place.user,
-        ):
-            shutil.rmtree(folder, ignore_errors=True)
-        (SYSUSERS / f"{place.user}.conf").unlink(missing_ok=True)
         if user_exists(place.user):
-            subprocess.run(["userdel", place.user], check=True, capture_output=True)
+            subprocess.run(["userdel", place.user], check=True, capture_output=True, text=True)
+        (SYSUSERS / f"{place.user}.conf").unlink(missing_ok=True)
+        for folder in (STATE / place.user, CACHE / place.user, ETC / place.name, place.folder):
+            if folder.exists():
+                shutil.rmtree(folder)
     systemctl("daemon-reload")
     systemctl("reset-failed", *units, check=False)

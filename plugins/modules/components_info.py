@@ -14,6 +14,25 @@ options:
     description: Whether to run the health checks.
     type: bool
     default: false
+  units:
+    description: Units without slots to describe as well.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name of the component.
+        type: str
+        required: true
+      url:
+        description: HTTP health endpoint.
+        type: str
+      release:
+        description: Symbolic link whose target is named after the release.
+        type: path
+      secrets:
+        description: File whose age is the age of the secrets.
+        type: path
 author: Gatehouse contributors
 """
 
@@ -37,6 +56,7 @@ components:
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -59,20 +79,51 @@ def describe(place: Place, checks: bool) -> dict[str, Any]:
         "secrets_since": int(max(changed)) if changed else None,
     }
     if checks:
-        described["health"] = {}
-        for check in manifest["health"]:
-            try:
-                run_check(check, place.unit(slot), port)
-                described["health"][check["name"]] = "ok"
-            except Unhealthy as fault:
-                described["health"][check["name"]] = str(fault)
+        described["health"] = health(manifest["health"], place.unit(slot), port)
     return described
+
+
+def health(checks: list[dict[str, Any]], unit: str, port: int) -> dict[str, str]:
+    """Run checks; `ok` or what is wrong, by check."""
+    said = {}
+    for check in checks:
+        try:
+            run_check(check, unit, port)
+            said[check["name"]] = "ok"
+        except Unhealthy as fault:
+            said[check["name"]] = str(fault)
+    return said
+
+
+def describe_unit(item: dict[str, Any]) -> dict[str, Any]:
+    """A unit without slots."""
+    unit = f"gatehouse-{item['name']}.service"
+    release, secrets = Path(item["release"] or ""), Path(item["secrets"] or "")
+    checks = [{"name": "unit", "kind": "unit"}]
+    if item["url"]:
+        checks.append({"name": "http", "kind": "http", "url": item["url"]})
+    return {
+        "unit": unit,
+        "release": release.readlink().name if release.is_symlink() else None,
+        "secrets_since": int(secrets.stat().st_mtime) if item["secrets"] and secrets.exists() else None,
+        "health": health(checks, unit, 0),
+    }
 
 
 def main() -> None:
     """Ansible's entry point."""
+    unit = {
+        "name": {"type": "str", "required": True},
+        "url": {"type": "str"},
+        "release": {"type": "path"},
+        "secrets": {"type": "path"},
+    }
     module = AnsibleModule(
-        argument_spec={"group": {"type": "str"}, "checks": {"type": "bool", "default": False}},
+        argument_spec={
+            "group": {"type": "str"},
+            "checks": {"type": "bool", "default": False},
+            "units": {"type": "list", "elements": "dict", "options": unit, "default": []},
+        },
         supports_check_mode=True,
     )
     wanted = module.params["group"]
@@ -87,11 +138,9 @@ def main() -> None:
                 strict=True,
             )
         )
-    module.exit_json(
-        changed=False,
-        components=described,
-        endpoints={name: component["port"] for name, component in described.items()},
-    )
+    endpoints = {name: component["port"] for name, component in described.items()}
+    described |= {item["name"]: describe_unit(item) for item in module.params["units"]}
+    module.exit_json(changed=False, components=described, endpoints=endpoints)
 
 
 if __name__ == "__main__":

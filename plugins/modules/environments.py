@@ -69,8 +69,7 @@ from ansible.module_utils.basic import AnsibleModule
 # Asked of the interpreter that will run the environment, which need not be Ansible's.
 QUERY = (
     "import json, platform, sys; print(json.dumps({"
-    "'python_version': '%d.%d' % sys.version_info[:2], 'arch': platform.machine(),"
-    " 'glibc': platform.libc_ver()[1] or '2.31'}))"
+    "'python_version': '%d.%d' % sys.version_info[:2], 'arch': platform.machine()}))"
 )
 SCRIPT = """#!{python}
 import sys
