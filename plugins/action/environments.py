@@ -27,8 +27,25 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return `environments`: id, path and whether it was missing, by name."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        args = self._task.args
-        common = {key: args[key] for key in ("python", "root") if key in args}
+        environment = {
+            "name": {"type": "str", "required": True},
+            "lock": {"type": "path", "required": True},
+            "sources": {"type": "list", "elements": "path", "default": []},
+        }
+        _, args = self.validate_argument_spec(
+            argument_spec={
+                "environments": {
+                    "type": "list",
+                    "elements": "dict",
+                    "options": environment,
+                    "required": True,
+                },
+                "cache": {"type": "path", "default": "~/.cache/gatehouse"},
+                "python": {"type": "path"},
+                "root": {"type": "path"},
+            }
+        )
+        common = {key: args[key] for key in ("python", "root") if args[key]}
         state = self._execute_module(
             module_name=MODULE, module_args={**common, "state": "query"}, task_vars=task_vars
         )

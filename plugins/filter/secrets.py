@@ -24,8 +24,8 @@ def stage(
 ) -> secrets.Store:
     """Take a store through one stage of a rotation, or through none (`ensure`).
 
-    A password is dropped by `retire` alone, which runs when every client is known to use the new one. A signing key
-    needs no such knowledge: past its time nothing that it signed is alive.
+    A signing key is dropped when its time has come: nothing that it signed is alive. A password has clients, which
+    `retire` alone knows to use the new one; a day later it goes in any case, as one that leaked must not live on.
     """
     kept = plain(store)
     if name == "prepare":
@@ -33,9 +33,10 @@ def stage(
     if name == "promote":
         return secrets.promote(kept, rotated, retire_seconds)
     if name == "retire":
-        over = [secret for secret, seconds in retire_seconds.items() if not int(seconds)]
-        return secrets.retire(kept, ("password", "es256"), at_once=over)
-    return secrets.retire(kept, ("es256",))
+        return secrets.retire(
+            kept, at_once=[key for key, seconds in retire_seconds.items() if not int(seconds)]
+        )
+    return secrets.retire(kept, patience={"password": secrets.DAY})
 
 
 class FilterModule:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ansible_collections.gatehouse.mcp.plugins.module_utils.fleet import merge_services
 
+SYSTEMS = (("Debian", "12"), ("Debian", "13"))
 PACKAGES = os.path.join(
     os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "files", "mcp_services"
 )
@@ -221,6 +222,31 @@ def endpoints(
     }
 
 
+def unfit_hosts(hosts: list[str], hostvars: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence for every host that does not answer or is not supported.
+
+    Args:
+        hosts: The hosts of this run; each has `preflight_reached`.
+        hostvars: Ansible's.
+    """
+    sentences = []
+    for host in hosts:
+        reached = hostvars[host]["preflight_reached"]
+        facts = reached.get("ansible_facts", {})
+        system = (facts.get("ansible_distribution"), facts.get("ansible_distribution_major_version"))
+        if reached.get("unreachable") or reached.get("failed"):
+            sentences.append(
+                f"{host} does not answer ({str(reached.get('msg', '')).strip()}): correct ansible_host, ansible_user"
+                " or the key, or take it out of the inventory."
+            )
+        elif system not in SYSTEMS or facts.get("ansible_service_mgr") != "systemd":
+            sentences.append(
+                f"{host} runs {' '.join(map(str, system))} with {facts.get('ansible_service_mgr')}: Gatehouse supports"
+                " Debian 12 and 13 with systemd."
+            )
+    return sentences
+
+
 def auth_resources(services: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The services as the auth service knows them (`GATEHOUSE_RESOURCES`)."""
     return {
@@ -255,5 +281,6 @@ class FilterModule:
             "service_urls": service_urls,
             "silent_hosts": silent_hosts,
             "systemd_command": systemd_command,
+            "unfit_hosts": unfit_hosts,
             "unlocked_packages": unlocked_packages,
         }

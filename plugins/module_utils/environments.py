@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import configparser
 import fcntl
 import gzip
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +23,9 @@ from pathlib import Path
 FORMAT = "1"
 # The C library of Debian 12, the oldest host supported.
 PLATFORM = "manylinux_2_36"
+# What a wheel's script has as its first line until it is known where it will run (PEP 427).
+SHEBANG = b"#!python\n"
+PYTHON_SHEBANG = re.compile(rb"#!.*python.*\n")
 
 
 class BuildError(Exception):
@@ -56,15 +61,35 @@ def source_files(source: Path) -> Iterator[Path]:
 
 
 def environment_id(lock: Path, sources: Iterable[Path], target: Target) -> str:
-    """Digest of all that goes into an environment."""
+    """Digest of all that goes into an environment.
+
+    Raises:
+        BuildError: Something of it is not there.
+    """
     digest = hashlib.sha256(f"{FORMAT}\0{target.python}\0{target.arch}\0".encode())
+    if not lock.is_file():
+        raise BuildError(f"{lock}: there is no such file on the controller")
     digest.update(lock.read_bytes())
     for source in sources:
+        if not source.is_dir():
+            raise BuildError(f"{source}: there is no such folder on the controller")
         for path in source_files(source):
             data = path.read_bytes()
             digest.update(f"\0{source.name}/{path.relative_to(source)}\0{len(data)}\0".encode())
             digest.update(data)
     return digest.hexdigest()[:16]
+
+
+def console_scripts(site_packages: Path) -> dict[str, str]:
+    """The console scripts of everything installed: `module:function` by name."""
+    scripts: dict[str, str] = {}
+    for metadata in sorted(site_packages.glob("*.dist-info/entry_points.txt")):
+        parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
+        parser.optionxform = str  # type: ignore[assignment,method-assign] # names are case-sensitive
+        parser.read(metadata, encoding="utf-8")
+        if parser.has_section("console_scripts"):
+            scripts |= dict(parser.items("console_scripts"))
+    return scripts
 
 
 def build(cache: Path, identity: str, lock: Path, sources: Iterable[Path], target: Target) -> Path:
@@ -84,7 +109,7 @@ def build(cache: Path, identity: str, lock: Path, sources: Iterable[Path], targe
         BuildError: A package cannot be had, or is not what the lock says.
     """
     folder = cache / "environments"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     archive = folder / f"{identity}.tar.gz"
     with (folder / f"{identity}.lock").open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
@@ -116,8 +141,14 @@ def install(tree: Path, lock: Path, target: Target) -> None:
     )  # fmt: skip
     if run.returncode:
         raise BuildError(f"{lock}: cannot be installed for Python {target.python}: {run.stderr.strip()}")
-    # Scripts are written on the host, where their interpreter is known.
-    shutil.rmtree(tree / "bin", ignore_errors=True)
+    (tree / ".lock").unlink(missing_ok=True)
+    # Console scripts are written on the host, where their interpreter is known; programs and other scripts come along.
+    known = console_scripts(tree)
+    for script in (tree / "bin").iterdir() if (tree / "bin").is_dir() else ():
+        if script.name in known:
+            script.unlink()
+        else:
+            script.write_bytes(PYTHON_SHEBANG.sub(SHEBANG, script.read_bytes(), count=1))
 
 
 def pack(tree: Path, archive: Path) -> None:

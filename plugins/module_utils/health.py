@@ -51,14 +51,17 @@ def check_unit(unit: str) -> int:
         How often systemd has restarted it.
 
     Raises:
-        Lost: It has failed.
+        Lost: It has failed, or cannot be loaded.
         Unhealthy: It is not active.
     """
-    state = show(unit, "ActiveState", "SubState", "Result", "NRestarts")
+    state = show(unit, "LoadState", "ActiveState", "SubState", "Result", "NRestarts")
+    load, active = state.get("LoadState", "unknown"), state.get("ActiveState", "unknown")
+    if active != "active" and load != "loaded":
+        raise Lost(f"systemd cannot load it: {load}")
     restarts = int(state.get("NRestarts") or 0)
-    if state.get("ActiveState") != "active":
-        said = f"{state.get('ActiveState')} ({state.get('SubState')}), result {state.get('Result')}"
-        raise Lost(said) if state.get("ActiveState") == "failed" or restarts >= RESTARTS else Unhealthy(said)
+    if active != "active":
+        said = f"{active} ({state.get('SubState')}), result {state.get('Result')}, restarts {restarts}"
+        raise Lost(said) if active == "failed" or restarts >= RESTARTS else Unhealthy(said)
     return restarts
 
 

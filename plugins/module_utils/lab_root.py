@@ -12,7 +12,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -167,11 +167,19 @@ def _mirror(uri: str) -> str:
 def controller_sources(release: str) -> str:
     """The sources of a lab host, from those of this machine."""
     files = [*glob.glob("/etc/apt/sources.list"), *sorted(glob.glob("/etc/apt/sources.list.d/*.*"))]
-    entries = parse_sources((name, Path(name).read_text()) for name in files if name.endswith((".list", ".sources")))
-    system = Path("/etc/os-release").read_text()
-    codename = re.search(r'^VERSION_CODENAME="?(\w+)', system, re.MULTILINE)
+    entries = parse_sources(
+        (name, Path(name).read_text()) for name in files if name.endswith((".list", ".sources"))
+    )
+    system = dict(
+        re.findall(r'^(ID|VERSION_CODENAME)="?(\w+)', Path("/etc/os-release").read_text(), re.MULTILINE)
+    )
+    if system.get("ID") != "debian":
+        raise LabError(
+            "The lab builds Debian hosts from this machine's own mirror, so this must be a Debian machine."
+        )
     archive, security = mirrors(
-        [Entry(_mirror(entry.uri), entry.suites) for entry in entries], codename[1] if codename else "stable"
+        [Entry(_mirror(entry.uri), entry.suites) for entry in entries],
+        system.get("VERSION_CODENAME", "stable"),
     )
     return lab_sources(archive, security, release)
 
@@ -198,32 +206,39 @@ class RootCache:
         digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
         return self.folder / f"{release}-{digest[:12]}"
 
-    def build(self, release: str, holder: int) -> Path:
-        """Build the root of `release` unless it is there, and remove those that it replaces.
+    def copy(self, release: str, target: Path, holder: int, inside: Callable[[list[str]], list[str]]) -> None:
+        """Copy the root of `release`, which is built if it is not there yet, and then replaces older ones.
 
         Args:
             release: Debian code name.
-            holder: descriptor of the lab's lock; the build keeps it.
+            target: folder that is not there yet.
+            holder: descriptor of the lab's lock; a build keeps it.
+            inside: makes the command of a build one whose processes belong to the lab.
+
+        Raises:
+            LabError: It cannot be built or copied.
         """
         root = self.find(release)
         with locked(self.folder) as lock:
-            if root.is_dir():
-                return root
-            partial = self.folder / f"{release}.partial"
-            remove_tree(partial)
-            self._bootstrap(release, partial, (holder, lock))
-            self._finish(partial)
-            for old in self.folder.glob(f"{release}-*"):
-                remove_tree(old)
-            partial.rename(root)
-        return root
+            if not root.is_dir():
+                partial = self.folder / f"{release}.partial"
+                remove_tree(partial)
+                self._bootstrap(release, partial, (holder, lock), inside)
+                self._finish(partial)
+                for old in self.folder.glob(f"{release}-*"):
+                    remove_tree(old)
+                partial.rename(root)
+            run(["cp", "--archive", "--reflink=auto", str(root), str(target)], timeout=300)
 
-    def _bootstrap(self, release: str, root: Path, descriptors: tuple[int, ...]) -> None:
+    @staticmethod
+    def _bootstrap(
+        release: str, root: Path, descriptors: tuple[int, ...], inside: Callable[[list[str]], list[str]]
+    ) -> None:
         options = [f"--aptopt={option}" for option in controller_apt_options()]
         options += [f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED]
         command = [
             # Its own end, should this process be killed: an orphan must not hold the locks for ever.
-            "timeout", "--kill-after=10", str(BUILD_SECONDS),
+            "timeout", "--foreground", "--kill-after=10", str(BUILD_SECONDS),
             "mmdebstrap", "--quiet", "--mode=root", "--format=directory", "--variant=minbase",
             f"--include={','.join(PACKAGES)}", "--dpkgopt=force-unsafe-io", "--skip=cleanup/apt", *options,
             "--customize-hook=chroot \"$1\" apt-get clean",
@@ -232,7 +247,7 @@ class RootCache:
             release, str(root), "-",
         ]  # fmt: skip
         done = subprocess.run(
-            command, input=controller_sources(release), capture_output=True, text=True, check=False,
+            inside(command), input=controller_sources(release), capture_output=True, text=True, check=False,
             pass_fds=descriptors,
         )  # fmt: skip
         if done.returncode:
@@ -268,7 +283,7 @@ def mounts_below(folder: Path) -> list[str]:
         for line in Path("/proc/self/mountinfo").read_text().splitlines()
     ]
     return sorted(
-        (point for point in points if point == prefix or point.startswith(prefix + "/")),
+        (point for point in points if os.path.join(point, "").startswith(os.path.join(prefix, ""))),
         key=len,
         reverse=True,
     )

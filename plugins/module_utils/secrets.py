@@ -4,7 +4,8 @@
 
 A store is `{"version": 1, "secrets": {name: {"kind": …, "entries": [entry, …]}}}`. An entry has an `id`, a `state`
 (`next`: accepted, not yet used; `current`: used; `retiring`: still accepted), `created` and `retire_after` (epoch
-seconds, or null) and a `value`. Runs on the controller.
+seconds, or null), a `value`, and `provided` where the operator chose it. A secret's `gone` has the ids of entries that
+were dropped, and when, so that a host which was away meanwhile does not bring them back. Runs on the controller.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ Store = dict[str, Any]
 Entry = dict[str, Any]
 
 CA_DAYS, CERTIFICATE_DAYS, RENEW_DAYS = 3650, 397, 30
+DAY = 86400
+# Ids remembered of dropped entries: years of rotations.
+GONE_MAX = 64
 
 
 def new_store() -> Store:
@@ -148,14 +152,27 @@ GENERATORS = {
 }
 
 
-def _entry(value: Any, state: str) -> Entry:
-    return {
+def _add(secret: dict[str, Any], value: Any, state: str) -> Entry:
+    """Add an entry; it is younger than every other of its secret also where clocks and quick runs say otherwise."""
+    youngest = max((entry["created"] for entry in secret["entries"]), default=0)
+    entry = {
         "id": secrets.token_hex(6),
         "state": state,
-        "created": int(time.time()),
+        "created": max(int(time.time()), youngest + 1),
         "retire_after": None,
         "value": value,
     }
+    secret["entries"].append(entry)
+    return entry
+
+
+def _drop(secret: dict[str, Any], gone: Mapping[str, int]) -> None:
+    """Drop entries for good: ids, and when they were dropped."""
+    if gone:
+        secret["entries"] = [entry for entry in secret["entries"] if entry["id"] not in gone]
+        known = {**gone, **secret.get("gone", {})}
+        newest = sorted(known.items(), key=lambda item: (item[1], item[0]))[-GONE_MAX:]
+        secret["gone"] = dict(sorted(newest))
 
 
 def _in_state(store: Store, name: str, state: str) -> list[Entry]:
@@ -167,10 +184,15 @@ def _in_state(store: Store, name: str, state: str) -> list[Entry]:
 PROGRESS = ("next", "current", "retiring")
 
 
+def _progress(entry: Entry) -> tuple[int, int]:
+    return PROGRESS.index(entry["state"]), -(entry["retire_after"] or 0)
+
+
 def merge(stores: Iterable[Store]) -> Store:
     """Everything that any host keeps; where hosts differ, as after a broken run, the further state wins.
 
-    Of two current entries the newer stays current and the older retires a day later.
+    What one host knows to be gone is gone. Of two current entries the newer stays current and the older retires a day
+    later.
     """
     merged = new_store()
     for store in stores:
@@ -180,12 +202,13 @@ def merge(stores: Iterable[Store]) -> Store:
                 same = next((other for other in known["entries"] if other["id"] == entry["id"]), None)
                 if same is None:
                     known["entries"].append(copy.deepcopy(entry))
-                elif PROGRESS.index(entry["state"]) > PROGRESS.index(same["state"]):
+                elif _progress(entry) > _progress(same):
                     same.update(copy.deepcopy(entry))
+            _drop(known, {**secret.get("gone", {}), **known.get("gone", {})})
     for name, secret in merged["secrets"].items():
         secret["entries"].sort(key=lambda entry: (entry["created"], entry["id"]))
         for older in _in_state(merged, name, "current")[:-1]:
-            older.update(state="retiring", retire_after=int(time.time()) + 86400)
+            older.update(state="retiring", retire_after=int(time.time()) + DAY)
     return merged
 
 
@@ -203,22 +226,30 @@ def ensure(store: Store, spec: Mapping[str, str], provided: Mapping[str, Any]) -
         current = _in_state(result, name, "current")
         if name in provided:
             if not current or current[0]["value"] != provided[name]:
-                secret["entries"] = [entry for entry in secret["entries"] if entry["value"] != provided[name]]
+                same = [entry["id"] for entry in secret["entries"] if entry["value"] == provided[name]]
+                _drop(secret, dict.fromkeys(same, int(time.time())))
                 for entry in current:
                     entry.update(state="retiring", retire_after=int(time.time()) + 60)
-                secret["entries"].append(_entry(provided[name], "current"))
+                current = [_add(secret, provided[name], "current")]
+            current[0]["provided"] = True
         elif not current:
-            secret["entries"].append(_entry(GENERATORS[kind](), "current"))
+            _add(secret, GENERATORS[kind](), "current")
+        else:
+            current[0].pop("provided", None)
     return result
 
 
 def prepare(store: Store, names: Iterable[str]) -> Store:
-    """Phase one: add a `next` value to each; one that a broken run left is taken up again."""
+    """Phase one: add a `next` value to each; one that a broken run left is taken up again.
+
+    What the operator provides is left alone: it changes where it stands.
+    """
     result = copy.deepcopy(store)
     for name in names:
-        if not _in_state(result, name, "next"):
+        provided = any(entry.get("provided") for entry in _in_state(result, name, "current"))
+        if not provided and not _in_state(result, name, "next"):
             secret = result["secrets"][name]
-            secret["entries"].append(_entry(GENERATORS[secret["kind"]](), "next"))
+            _add(secret, GENERATORS[secret["kind"]](), "next")
     return result
 
 
@@ -235,23 +266,24 @@ def promote(store: Store, names: Iterable[str], retire_seconds: Mapping[str, int
     return result
 
 
-def retire(store: Store, kinds: Iterable[str], *, at_once: Iterable[str] = ()) -> Store:
+def retire(store: Store, *, at_once: Iterable[str] = (), patience: Mapping[str, int] | None = None) -> Store:
     """Drop retiring values whose time has come.
 
     Args:
         store: What is kept.
-        kinds: Only secrets of these kinds.
         at_once: Names of secrets whose retiring values nothing uses any more, whatever their time.
+        patience: Seconds, by kind, that a value is kept beyond its time.
     """
     result = copy.deepcopy(store)
-    now = time.time()
+    now = int(time.time())
     for name, secret in result["secrets"].items():
-        if secret["kind"] in kinds:
-            secret["entries"] = [
-                entry
-                for entry in secret["entries"]
-                if entry["state"] != "retiring" or (entry["retire_after"] > now and name not in at_once)
-            ]
+        due = now - (patience or {}).get(secret["kind"], 0)
+        over = [
+            entry["id"]
+            for entry in _in_state(result, name, "retiring")
+            if name in at_once or entry["retire_after"] <= due
+        ]
+        _drop(secret, dict.fromkeys(over, now))
     return result
 
 
@@ -299,6 +331,7 @@ def certificate(store: Store, name: str, ca: str, names: list[str]) -> Store:
     authority = current(result, ca)
     kept = _in_state(result, name, "current")
     if not kept or not certificate_serves(kept[0]["value"], authority, names):
-        entry = _entry(issue_certificate(authority, names), "current")
-        result["secrets"][name] = {"kind": "certificate", "entries": [entry]}
+        secret = result["secrets"].setdefault(name, {"kind": "certificate", "entries": []})
+        _drop(secret, dict.fromkeys((entry["id"] for entry in secret["entries"]), int(time.time())))
+        _add(secret, issue_certificate(authority, names), "current")
     return result

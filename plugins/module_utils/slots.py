@@ -35,7 +35,8 @@ LOG_LINES = 20
 # A secret shorter than this is not worth the name, and blotting it out would garble the log.
 SECRET_MIN = 8
 
-COMPONENT_NAME = re.compile(r"[a-z][a-z0-9-]{0,20}")
+# With its prefix, the name of a user (31 characters) and of a folder beside `environments`.
+COMPONENT_NAME = re.compile(r"(?!environments$)[a-z][a-z0-9-]{0,20}")
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 CREDENTIAL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -105,7 +106,7 @@ def render_env(env: Mapping[str, str]) -> str:
         if not VARIABLE_NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name of a variable")
         if not isinstance(value, str):
-            raise ValueError(f"{name} is a {type(value).__name__}; a configuration value is a string")  # noqa: TRY004
+            raise ValueError(f"{name} is a {type(value).__name__}; a configuration value is a string")
         if any(c in value for c in "\n\r\0"):
             raise ValueError(f"{name} has a line break; a configuration value is one line")
         escaped = "".join(f"\\{c}" if c in '"\\`$' else c for c in value)
@@ -144,7 +145,7 @@ class Component:
             if not CREDENTIAL_NAME.fullmatch(name):
                 raise ValueError(f"{self.name}: {name!r} is no name of a credential")
             if not isinstance(value, str):
-                raise ValueError(  # noqa: TRY004
+                raise ValueError(
                     f"{self.name}: credential {name} is a {type(value).__name__}; it must be a string"
                 )
         try:
@@ -300,7 +301,9 @@ def scrub(text: str, secrets: Iterable[str]) -> str:
     """Blot out secrets in a text: whole, by line, the values of one in JSON, and as JSON or a URL would write them."""
     values = {part for secret in secrets for part in (secret, *secret.splitlines(), *_leaves(secret))}
     written = {
-        form for value in values for form in (value, json.dumps(value)[1:-1], urllib.parse.quote(value, safe=""))
+        form
+        for value in values
+        for form in (value, json.dumps(value)[1:-1], urllib.parse.quote(value, safe=""))
     }
     for form in sorted(written, key=len, reverse=True):
         if len(form) >= SECRET_MIN:

@@ -30,19 +30,22 @@ options:
         type: str
         required: true
       unit:
-        description: Text of the unit. Set by the action plugin.
+        description:
+          - Text of the unit, rendered by the action plugin.
+          - C(@SLOT@), C(@PORT@), C(@RELEASE@) (folder of the release) and C(@CREDENTIALS@) (folder of the credentials)
+            are replaced by the slot's own, in C(env) as well.
         type: str
         required: true
       env:
-        description: Configuration, written to C(.env).
+        description: Configuration, written to C(.env). Values are strings of one line.
         type: dict
         default: {}
       credentials:
-        description: Secrets by name, for C(LoadCredential=).
+        description: Secrets by name, strings, for C(LoadCredential=).
         type: dict
         default: {}
       port:
-        description: Even port of the first slot.
+        description: Even port of the first slot; the second has the next one.
         type: int
         required: true
       environments:
@@ -66,10 +69,10 @@ options:
             choices: [unit, http, mcp]
             required: true
           url:
-            description: For C(http) and C(mcp).
+            description: For C(http), which must answer 200, and C(mcp); C(@PORT@) is replaced by the slot's port.
             type: str
           timeout:
-            description: Seconds.
+            description: Seconds in which it must pass.
             type: int
             default: 45
 author: Gatehouse contributors
@@ -93,12 +96,22 @@ changed_components:
   type: list
   elements: str
   returned: always
+pending:
+  description: Components that wait for C(gatehouse.mcp.components_switch).
+  type: list
+  elements: str
+  returned: always
+obsolete:
+  description: Components of the group that are on the host and not in the list; the switch removes them.
+  type: list
+  elements: str
+  returned: always
 """
 
-import json
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -107,16 +120,20 @@ from ansible_collections.gatehouse.mcp.plugins.module_utils.health import wait_h
 from ansible_collections.gatehouse.mcp.plugins.module_utils.slots import (
     ETC,
     OPT,
+    SLOTS,
     SYSUSERS,
     UNITS,
     Component,
     Place,
-    fill,
+    ask,
+    exclusive,
     group_id,
+    installed,
     link,
     log_tail,
     read,
     remove,
+    scrub,
     slot_port,
     systemctl,
     user_exists,
@@ -127,43 +144,49 @@ CHECKS_AT_ONCE = 16
 
 
 class Plan:
-    """What has to be done for one component."""
+    """What has to be done for one component.
 
-    def __init__(self, component: Component) -> None:
+    Args:
+        component: As it should be.
+        states: What systemd says of the units of both slots.
+    """
+
+    def __init__(self, component: Component, states: Mapping[str, str]) -> None:
         self.component = component
         self.place = Place(component.name)
         self.current, self.next = self.place.pointer("current"), self.place.pointer("next")
         self.action = "nothing"
-        self.slot = self.decide()
+        self.slot = self.decide(states)
 
-    def decide(self) -> str:
+    def decide(self, states: Mapping[str, str]) -> str:
         """Choose the slot that will serve, and what it takes."""
-        if self.next and self.matches(self.next) and self.place.active(self.next):
+
+        def up(slot: str) -> bool:
+            return states.get(self.place.unit(slot)) == "active"
+
+        if self.next and self.matches(self.next) and up(self.next):
             return self.next
         if self.current and self.matches(self.current):
             if self.next:
                 self.action = "return"  # what was started is no longer wanted
-            elif not self.place.active(self.current):
+            elif not up(self.current):
                 self.action = "start"
             return self.current
         self.action = "deploy"
-        return "b" if self.current == "a" else "a"
+        # Never the slot that serves; before the first switch that is `next`.
+        return "b" if (self.current or self.next) == "a" else "a"
 
     def matches(self, slot: str) -> bool:
         """Whether a slot holds exactly this component."""
         folder = self.place.credentials(slot)
         names = sorted(os.listdir(folder)) if folder.is_dir() else []
         return (
-            self.place.release(slot) == self.component.release
-            and read(self.place.unit_file(slot)) == self.unit_text(slot)
-            and read(self.place.folder / slot / ".env") == self.component.dotenv
+            self.place.release(slot) == self.component.release(slot)
+            and read(self.place.unit_file(slot)) == self.component.unit_text(slot)
+            and read(self.place.folder / slot / ".env") == self.component.dotenv(slot)
             and names == sorted(self.component.credentials)
             and all(read(folder / name) == value for name, value in self.component.credentials.items())
         )
-
-    def unit_text(self, slot: str) -> str:
-        """The unit of a slot."""
-        return fill(self.component.unit, self.place, slot, self.component.port)
 
     @property
     def unit(self) -> str:
@@ -175,26 +198,30 @@ class Plan:
         """Port that will serve."""
         return slot_port(self.component.port, self.slot)
 
+    @property
+    def pending(self) -> bool:
+        """Whether the switch has something to do when this is done."""
+        return self.action == "deploy" or (self.action == "nothing" and self.slot == self.next)
+
     def diffs(self) -> list[dict[str, str]]:
-        """What changes, without any secret."""
-        serving = self.place.serving()
-        old_unit = (read(self.place.unit_file(serving)) or "") if serving else ""
-        old_env = (read(self.place.folder / serving / ".env") or "") if serving else ""
-        folder = self.place.credentials(serving or self.slot)
-        old, new = (
-            dict.fromkeys(names, "secret")
-            for names in (os.listdir(folder) if folder.is_dir() else [], self.component.credentials)
-        )
-        for name in self.component.credentials:
-            if name in old and read(folder / name) != self.component.credentials[name]:
-                new[name] = "another secret"
+        """What changes, without any secret and without what differs between the slots only."""
+        place, component = self.place, self.component
+        if self.action == "start":
+            return [
+                {
+                    "before_header": self.unit,
+                    "after_header": self.unit,
+                    "before": "stopped\n",
+                    "after": "running\n",
+                }
+            ]
+        serving = place.serving() or self.slot
+        release = place.folder / serving
+        credentials = self.compare_credentials(serving)
         pairs = [
-            (str(self.place.unit_file(self.slot)), old_unit, self.unit_text(self.slot)),
-            (str(ETC / self.component.name / ".env"), old_env, self.component.dotenv),
-            (
-                str(folder.parent),
-                *(json.dumps(names, indent=1, sort_keys=True) + "\n" for names in (old, new)),
-            ),
+            (str(place.unit_file("*")), read(release / "unit") or "", component.unit),
+            (str(ETC / component.name / ".env"), read(release / ".env") or "", component.dotenv(serving)),
+            (str(place.credentials(serving).parent), *("".join(lines) for lines in credentials)),
         ]
         return [
             {"before_header": path, "after_header": path, "before": before, "after": after}
@@ -202,33 +229,51 @@ class Plan:
             if before != after
         ]
 
+    def compare_credentials(self, slot: str) -> tuple[list[str], list[str]]:
+        """The names of the credentials that a slot has and shall have, and which of them change."""
+        folder, wanted = self.place.credentials(slot), self.component.credentials
+        before, after = [], []
+        for name in sorted({*wanted, *(os.listdir(folder) if folder.is_dir() else [])}):
+            kept = read(folder / name)
+            if kept is not None:
+                before.append(f"credential {name}\n")
+            if name in wanted:
+                changed = kept is not None and kept != wanted[name]
+                after.append(f"credential {name}{' changed' if changed else ''}\n")
+        return before, after
+
     def write(self) -> None:
         """Write the slot; its unit is stopped."""
         place, component = self.place, self.component
         group = group_id(place.user)
-        release = place.folder / "releases" / component.release
+        identity = component.release(self.slot)
+        release = place.folder / "releases" / identity
         release.mkdir(mode=0o755, parents=True, exist_ok=True)
-        write_file(release / ".env", component.dotenv, 0o640, group)
+        write_file(release / ".env", component.dotenv(self.slot), 0o640, group)
         write_file(release / "unit", component.unit, 0o644)
         write_file(release / "manifest.json", component.manifest(), 0o644)
-        link(place.folder / self.slot, f"releases/{component.release}")
+        link(place.folder / self.slot, f"releases/{identity}")
         (ETC / component.name).mkdir(mode=0o755, parents=True, exist_ok=True)
         folder = place.credentials(self.slot)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(folder)
         for parent in (folder.parent, folder):
             parent.mkdir(mode=0o700, exist_ok=True)
         for name, value in component.credentials.items():
             write_file(folder / name, value, 0o600)
-        write_file(place.unit_file(self.slot), self.unit_text(self.slot), 0o644)
+        write_file(place.unit_file(self.slot), component.unit_text(self.slot), 0o644)
 
     def failure(self) -> str | None:
-        """Check the slot's health; a sentence where it is not well."""
+        """Check the slot's health; sentences where it is not well."""
         failed = wait_healthy(self.component.health, self.unit, self.port)
         if failed is None:
             return None
         check, said = failed
         secrets = list(self.component.credentials.values())
-        return f"{self.component.name}: check «{check}» failed: {said}\nLast log lines of {self.unit}:\n{log_tail(self.unit, secrets)}"
+        return (
+            f"{self.component.name}: check «{check}» failed: {scrub(said, secrets)}\n"
+            f"Last log lines of {self.unit}:\n{log_tail(self.unit, secrets)}"
+        )
 
 
 def ensure_users(plans: list[Plan]) -> None:
@@ -243,51 +288,87 @@ def ensure_users(plans: list[Plan]) -> None:
         line = f'u {plan.place.user} - "Gatehouse {plan.component.name}" /nonexistent /usr/sbin/nologin\n'
         write_file(path, line, 0o644)
         files.append(str(path))
-    subprocess.run(["systemd-sysusers", *files], check=True, capture_output=True)
+    subprocess.run(["systemd-sysusers", *files], check=True, capture_output=True, text=True)
 
 
 def start(plans: list[Plan]) -> list[str]:
     """Start what has to be started, wait until it is well, and undo what is not; return the failures."""
     deployed = [plan for plan in plans if plan.action == "deploy"]
-    for plan in plans:
-        if plan.action == "return" and plan.next:
-            systemctl("stop", plan.place.unit(plan.next), check=False)
-            (plan.place.folder / "next").unlink(missing_ok=True)
-            plan.place.clear_slot(plan.next)
     if deployed:
-        os.umask(0o022)
-        for folder in (OPT, ETC):
+        for folder in (OPT, ETC, UNITS):
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        UNITS.mkdir(mode=0o755, parents=True, exist_ok=True)
         ensure_users(deployed)
-        units = [plan.unit for plan in deployed]
-        systemctl("stop", *units, check=False)
         for plan in deployed:
-            if plan.next:
-                (plan.place.folder / "next").unlink(missing_ok=True)
+            if plan.next == plan.slot:
+                (plan.place.folder / "next").unlink()
+        systemctl("stop", *(plan.unit for plan in deployed), check=False)
+        for plan in deployed:
             plan.write()
-    systemctl("daemon-reload")
-    started = [plan for plan in plans if plan.action != "nothing"]
-    systemctl("reset-failed", *(plan.unit for plan in started), check=False)
-    systemctl("start", "--no-block", *(plan.unit for plan in started))
+        systemctl("daemon-reload")
+    units = [plan.unit for plan in plans]
+    systemctl("reset-failed", *units, check=False)
+    # One that cannot be started must not keep others from it; its checks say what is wrong.
+    systemctl("start", "--no-block", *units, check=False)
+    failed: list[Plan] = []
     failures = []
     with ThreadPoolExecutor(CHECKS_AT_ONCE) as pool:
-        for plan, failure in zip(started, pool.map(Plan.failure, started), strict=True):
-            if failure is None:
-                if plan.action == "deploy":
-                    link(plan.place.folder / "next", plan.slot)
-                continue
-            failures.append(failure)
-            if plan.action == "deploy":
-                if not plan.current:
-                    remove([plan.place])
-                    continue
-                systemctl("stop", plan.unit, check=False)
-                systemctl("reset-failed", plan.unit, check=False)
-                plan.place.clear_slot(plan.slot)
-    if failures:
-        systemctl("daemon-reload")
+        for plan, failure in zip(plans, pool.map(Plan.failure, plans), strict=True):
+            if failure is not None:
+                failed.append(plan)
+                failures.append(failure)
+            elif plan.action == "deploy":
+                link(plan.place.folder / "next", plan.slot)
+            elif plan.action == "return":
+                # Its slot goes at the switch: Traefik may use it until then.
+                (plan.place.folder / "next").unlink()
+    undo([plan for plan in failed if plan.action == "deploy"])
     return failures
+
+
+def undo(plans: list[Plan]) -> None:
+    """Remove slots that are not well; all of the component where nothing else of it runs."""
+    if not plans:
+        return
+    units = [plan.unit for plan in plans]
+    systemctl("stop", *units, check=False)
+    systemctl("reset-failed", *units, check=False)
+    for plan in plans:
+        plan.place.clear_slot(plan.slot)
+    systemctl("daemon-reload")
+    first = [plan.place for plan in plans if not plan.place.serving()]
+    if first:
+        remove(first)
+
+
+def run(module: AnsibleModule) -> None:
+    """Compare, and make it so."""
+    group, wanted = module.params["group"], module.params["components"]
+    try:
+        components = [Component(group=group, **item) for item in wanted]
+    except ValueError as error:
+        module.fail_json(msg=str(error))
+    names = [component.name for component in components]
+    if len(set(names)) != len(names) or len({component.port for component in components}) != len(names):
+        module.fail_json(msg="two components have the same name or port")
+    states = ask("is-active", [Place(name).unit(slot) for name in names for slot in SLOTS])
+    plans = [Plan(component, states) for component in components]
+    changed = [plan for plan in plans if plan.action != "nothing"]
+    result: dict[str, Any] = {
+        "changed": bool(changed),
+        "changed_components": [plan.component.name for plan in changed],
+        "endpoints": {plan.component.name: plan.port for plan in plans},
+        "pending": [plan.component.name for plan in plans if plan.pending],
+        "obsolete": [place.name for place in installed() if place.name not in names and place.group == group],
+        "diff": [diff for plan in changed for diff in plan.diffs()],
+    }
+    if changed and not module.check_mode:
+        failures = start(changed)
+        if failures:
+            count = f"{len(failures)} of {len(changed)} changed components did not pass"
+            module.fail_json(
+                msg=f"{count}; what ran before goes on running.\n\n" + "\n\n".join(failures), **result
+            )
+    module.exit_json(**result)
 
 
 def main() -> None:
@@ -305,7 +386,13 @@ def main() -> None:
         "credentials": {"type": "dict", "default": {}, "no_log": True},
         "port": {"type": "int", "required": True},
         "environments": {"type": "list", "elements": "str", "default": []},
-        "health": {"type": "list", "elements": "dict", "options": health, "default": []},
+        "health": {
+            "type": "list",
+            "elements": "dict",
+            "options": health,
+            "default": [],
+            "required_if": [("kind", "http", ["url"]), ("kind", "mcp", ["url"])],
+        },
     }
     module = AnsibleModule(
         argument_spec={
@@ -315,30 +402,12 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    os.umask(0o022)
     try:
-        plans = [
-            Plan(Component(group=module.params["group"], **item)) for item in module.params["components"]
-        ]
-    except ValueError as error:
-        module.fail_json(msg=str(error))
-    changed = [plan for plan in plans if plan.action != "nothing"]
-    result: dict[str, Any] = {
-        "changed": bool(changed),
-        "changed_components": [plan.component.name for plan in changed],
-        "endpoints": {plan.component.name: plan.port for plan in plans},
-        "diff": [diff for plan in changed for diff in plan.diffs()],
-    }
-    if changed and not module.check_mode:
-        try:
-            failures = start(changed)
-        except (OSError, subprocess.CalledProcessError) as error:
-            module.fail_json(msg=f"{error} {getattr(error, 'stderr', '') or ''}".strip(), **result)
-        if failures:
-            count = f"{len(failures)} of {len(changed)} changed components did not pass"
-            module.fail_json(
-                msg=f"{count}; what ran before goes on running.\n\n" + "\n\n".join(failures), **result
-            )
-    module.exit_json(**result)
+        with exclusive(not module.check_mode):
+            run(module)
+    except (OSError, subprocess.CalledProcessError) as error:
+        module.fail_json(msg=f"{error} {getattr(error, 'stderr', '') or ''}".strip())
 
 
 if __name__ == "__main__":

@@ -49,8 +49,9 @@ endpoints:
   returned: always
 components:
   description:
-    - By name, C(unit), C(release), C(secrets_since) (epoch seconds, or null) and, with C(checks), C(health), a mapping of
-      check to C(ok) or what is wrong.
+    - By name, C(unit), C(state) and C(since) (when it came up), C(port), C(release), C(secrets_since); times are epoch
+      seconds, or null. Those with slots also have C(group) and C(slot).
+    - With C(checks), C(health), a mapping of check to C(ok) or what is wrong.
   type: dict
   returned: always
 """
@@ -61,53 +62,71 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gatehouse.mcp.plugins.module_utils.health import Unhealthy, run_check
-from ansible_collections.gatehouse.mcp.plugins.module_utils.slots import Place, installed, slot_port
+from ansible_collections.gatehouse.mcp.plugins.module_utils.slots import (
+    Place,
+    installed,
+    slot_port,
+    systemctl,
+)
+
+UNIT_CHECK = {"name": "unit", "kind": "unit"}
 
 
-def describe(place: Place, checks: bool) -> dict[str, Any]:
-    """One component."""
-    slot = place.serving() or ""
+def describe(place: Place, slot: str) -> dict[str, Any]:
+    """One component with slots."""
     manifest = place.manifest(slot)
     folder = place.credentials(slot)
     changed = [path.stat().st_mtime for path in folder.iterdir()] if folder.is_dir() else []
-    port = slot_port(manifest["port"], slot)
-    described: dict[str, Any] = {
+    return {
         "unit": place.unit(slot),
         "group": manifest["group"],
-        "port": port,
+        "slot": slot,
+        "port": slot_port(manifest["port"], slot),
         "release": place.release(slot),
         "secrets_since": int(max(changed)) if changed else None,
+        "checks": manifest["health"],
     }
-    if checks:
-        described["health"] = health(manifest["health"], place.unit(slot), port)
-    return described
-
-
-def health(checks: list[dict[str, Any]], unit: str, port: int) -> dict[str, str]:
-    """Run checks; `ok` or what is wrong, by check."""
-    said = {}
-    for check in checks:
-        try:
-            run_check(check, unit, port)
-            said[check["name"]] = "ok"
-        except Unhealthy as fault:
-            said[check["name"]] = str(fault)
-    return said
 
 
 def describe_unit(item: dict[str, Any]) -> dict[str, Any]:
     """A unit without slots."""
-    unit = f"gatehouse-{item['name']}.service"
     release, secrets = Path(item["release"] or ""), Path(item["secrets"] or "")
-    checks = [{"name": "unit", "kind": "unit"}]
-    if item["url"]:
-        checks.append({"name": "http", "kind": "http", "url": item["url"]})
+    http = [{"name": "http", "kind": "http", "url": item["url"]}] if item["url"] else []
     return {
-        "unit": unit,
+        "unit": f"gatehouse-{item['name']}.service",
+        "port": None,
         "release": release.readlink().name if release.is_symlink() else None,
         "secrets_since": int(secrets.stat().st_mtime) if item["secrets"] and secrets.exists() else None,
-        "health": health(checks, unit, 0),
+        "checks": [UNIT_CHECK, *http],
     }
+
+
+def states(units: list[str]) -> dict[str, dict[str, Any]]:
+    """State of each unit and since when it is up (epoch seconds, or null), from one call for all."""
+    if not units:
+        return {}
+    shown = systemctl(
+        "show", "--timestamp=unix", "--property=Id,ActiveState,ActiveEnterTimestamp", *units, check=False
+    ).stdout
+    known = {}
+    for block in shown.split("\n\n"):
+        told = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        since = told.get("ActiveEnterTimestamp", "").removeprefix("@")
+        up = told.get("ActiveState") == "active" and since.isdigit()
+        known[told.get("Id")] = {"state": told.get("ActiveState"), "since": int(since) if up else None}
+    return {unit: known.get(unit, {"state": "unknown", "since": None}) for unit in units}
+
+
+def health(component: dict[str, Any]) -> dict[str, str]:
+    """Run a component's checks; `ok` or what is wrong, by check."""
+    said = {}
+    for check in component["checks"]:
+        try:
+            run_check(check, component["unit"], component["port"] or 0)
+            said[check["name"]] = "ok"
+        except Unhealthy as fault:
+            said[check["name"]] = str(fault)
+    return said
 
 
 def main() -> None:
@@ -126,20 +145,20 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    wanted = module.params["group"]
-    places = [
-        place for place in installed() if wanted in (None, place.manifest(place.serving() or "").get("group"))
-    ]
-    with ThreadPoolExecutor(8) as pool:
-        described = dict(
-            zip(
-                (place.name for place in places),
-                pool.map(lambda place: describe(place, module.params["checks"]), places),
-                strict=True,
-            )
-        )
+    group = module.params["group"]
+    places = [place for place in installed() if place.serving() and group in (None, place.group)]
+    described = {place.name: describe(place, place.serving() or "") for place in places}
     endpoints = {name: component["port"] for name, component in described.items()}
     described |= {item["name"]: describe_unit(item) for item in module.params["units"]}
+    state = states([component["unit"] for component in described.values()])
+    for component in described.values():
+        component |= state[component["unit"]]
+    if module.params["checks"]:
+        with ThreadPoolExecutor(8) as pool:
+            for component, said in zip(described.values(), pool.map(health, described.values()), strict=True):
+                component["health"] = said
+    for component in described.values():
+        del component["checks"]
     module.exit_json(changed=False, components=described, endpoints=endpoints)
 
 

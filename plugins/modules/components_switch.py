@@ -44,11 +44,11 @@ removed:
   returned: always
 """
 
-import json
 import os
 import shutil
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,11 @@ from ansible_collections.gatehouse.mcp.plugins.module_utils.slots import (
     OPT,
     SLOTS,
     Place,
+    ask,
+    exclusive,
     installed,
     link,
-    read,
+    read_manifest,
     remove,
     systemctl,
 )
@@ -70,51 +72,90 @@ ENVIRONMENTS = OPT / "environments"
 STOP_MARGIN = 10
 
 
-def switch(places: list[Place], drain_seconds: int) -> None:
-    """Make `next` current, then let the old slots drain, all at once."""
-    old: list[tuple[Place, str]] = []
-    for place in places:
-        before, slot = place.pointer("current"), place.pointer("next")
-        if slot is None:
-            continue
-        link(place.folder / "current", slot)
-        (place.folder / "next").unlink()
+@dataclass
+class Turn:
+    """What is due for one component that stays.
+
+    Args:
+        place: The component.
+        slot: The slot that serves from now on.
+        takes_over: Whether it did not before.
+        enable: Whether its unit has to be enabled.
+        leaving: Slots that have to go: the one that served, and what an interrupted run left.
+    """
+
+    place: Place
+    slot: str
+    takes_over: bool
+    enable: bool
+    leaving: list[str]
+
+    @property
+    def due(self) -> bool:
+        """Whether there is anything to do."""
+        return self.takes_over or self.enable or bool(self.leaving)
+
+
+def plan(places: list[Place]) -> list[Turn]:
+    """Compare components with how they should be."""
+    serving = [(place, slot) for place in places if (slot := place.serving())]
+    enabled = ask("is-enabled", [place.unit(slot) for place, slot in serving])
+    return [
+        Turn(
+            place=place,
+            slot=slot,
+            takes_over=place.pointer("next") is not None,
+            enable=enabled.get(place.unit(slot)) != "enabled",
+            leaving=[other for other in SLOTS if other != slot and place.occupied(other)],
+        )
+        for place, slot in serving
+    ]
+
+
+def switch(turns: list[Turn], drain_seconds: int) -> None:
+    """Make new slots current, then let the others drain, all at once. What breaks off is taken up by the next run."""
+    units = [turn.place.unit(turn.slot) for turn in turns if turn.enable]
+    if units:
+        systemctl("enable", "--quiet", *units)
+    for turn in turns:
+        place = turn.place
         link(ETC / place.name / ".env", str(place.folder / "current" / ".env"))
-        systemctl("enable", "--quiet", place.unit(slot))
-        if before:
-            old.append((place, before))
-    if old:
-        units = [place.unit(slot) for place, slot in old]
+        link(place.folder / "current", turn.slot)
+        (place.folder / "next").unlink(missing_ok=True)
+    leaving = [(turn.place, slot) for turn in turns for slot in turn.leaving]
+    if leaving:
+        units = [place.unit(slot) for place, slot in leaving]
         systemctl("disable", "--quiet", *units, check=False)
-        systemctl("stop", "--no-block", *units)
-        wait_stopped(old, drain_seconds + STOP_MARGIN)
+        systemctl("stop", "--no-block", *units, check=False)
+        clear_stopped(leaving, drain_seconds + STOP_MARGIN)
         systemctl("daemon-reload")
 
 
-def wait_stopped(slots: list[tuple[Place, str]], seconds: float) -> None:
-    """Clear each slot when it has stopped; one that hangs is cleared when it is next used."""
+def clear_stopped(slots: list[tuple[Place, str]], seconds: float) -> None:
+    """Clear each slot when it has stopped; one that takes longer is cleared by the next run."""
     deadline = time.monotonic() + seconds
-    waiting = list(slots)
-    while waiting and time.monotonic() < deadline:
-        for place, slot in list(waiting):
-            state = systemctl("is-active", place.unit(slot), check=False).stdout.strip()
-            if state in ("inactive", "failed", "unknown"):
-                systemctl("reset-failed", place.unit(slot), check=False)
-                place.clear_slot(slot)
-                waiting.remove((place, slot))
+    waiting = {place.unit(slot): (place, slot) for place, slot in slots}
+    while waiting:
+        states = ask("is-active", list(waiting))
+        for unit in [unit for unit, state in states.items() if state in ("inactive", "failed", "unknown")]:
+            systemctl("reset-failed", unit, check=False)
+            place, slot = waiting.pop(unit)
+            place.clear_slot(slot)
+        if time.monotonic() > deadline:
+            return
         if waiting:
             time.sleep(0.1)
 
 
-def stale_releases(keep: int) -> list[Path]:
-    """Releases that no slot uses, beyond the newest of each component."""
-    stale = []
-    for place in installed():
-        used = {place.release(slot) for slot in SLOTS}
-        folder = place.folder / "releases"
+def stale_releases(turns: list[Turn], keep: int) -> list[Path]:
+    """Releases beyond the newest `keep` of each component; never the one that serves."""
+    stale: list[Path] = []
+    for turn in turns:
+        serves = turn.place.release(turn.slot)
+        folder = turn.place.folder / "releases"
         releases = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-        unused = [path for path in releases if path.name not in used]
-        stale += unused[max(0, keep - len(used - {None})) :]
+        others = [path for path in releases if path.name != serves]
+        stale += others[max(0, keep - 1) :]
     return stale
 
 
@@ -123,9 +164,47 @@ def stale_environments(gone: set[Path]) -> list[Path]:
     used: set[str] = set()
     for manifest in OPT.glob("*/releases/*/manifest.json"):
         if manifest.parent not in gone:
-            used |= set(json.loads(read(manifest) or "{}").get("environments", []))
+            used |= set(read_manifest(manifest).get("environments", []))
     present = ENVIRONMENTS.iterdir() if ENVIRONMENTS.is_dir() else iter(())
     return sorted(path for path in present if path.name not in used and not path.name.startswith("."))
+
+
+def release_of(place: Place, slot: str | None) -> str:
+    """A release, for the diff."""
+    return f"release {place.release(slot) or '-'}"
+
+
+def run(module: AnsibleModule) -> None:
+    """Compare, and make it so."""
+    groups = module.params["groups"]
+    ours = [(place, place.group) for place in installed()]
+    obsolete = [place for place, group in ours if group in groups and place.name not in groups[group]]
+    turns = plan([place for place, group in ours if group in groups and place.name in groups[group]])
+    due = [turn for turn in turns if turn.due]
+    releases = stale_releases(turns, module.params["keep_releases"])
+    going = {path for place in obsolete for path in (place.folder / "releases").iterdir()}
+    environments = stale_environments({*releases, *going})
+    before = {turn.place.name: release_of(turn.place, turn.place.pointer("current")) for turn in due}
+    after = {turn.place.name: release_of(turn.place, turn.slot) for turn in due}
+    before |= {place.name: release_of(place, place.serving()) for place in obsolete}
+    before |= {str(path.relative_to(OPT)): "kept" for path in (*releases, *environments)}
+    result: dict[str, Any] = {
+        "changed": bool(due or obsolete or releases or environments),
+        "switched": [turn.place.name for turn in due if turn.takes_over],
+        "removed": [place.name for place in obsolete],
+        "diff": {
+            "before": "".join(f"{name}: {what}\n" for name, what in before.items()),
+            "after": "".join(f"{name}: {what}\n" for name, what in after.items()),
+        },
+    }
+    if result["changed"] and not module.check_mode:
+        if due:
+            switch(due, module.params["drain_seconds"])
+        if obsolete:
+            remove(obsolete)
+        for path in (*environments, *releases):
+            shutil.rmtree(path)
+    module.exit_json(**result)
 
 
 def main() -> None:
@@ -139,37 +218,11 @@ def main() -> None:
         supports_check_mode=True,
     )
     os.umask(0o022)
-    groups = module.params["groups"]
-    due, obsolete = [], []
-    for place in installed():
-        group = place.manifest(place.serving() or "").get("group")
-        if group in groups:
-            if place.name not in groups[group]:
-                obsolete.append(place)
-            elif place.pointer("next"):
-                due.append(place)
-    result: dict[str, Any] = {
-        "changed": bool(due or obsolete),
-        "switched": [place.name for place in due],
-        "removed": [place.name for place in obsolete],
-    }
-    before = {place.name: place.release(place.pointer("current")) or "-" for place in (*due, *obsolete)}
-    after = {place.name: place.release(place.pointer("next")) or "-" for place in due}
-    result["diff"] = {
-        "before": "".join(f"{name}: {release}\n" for name, release in before.items()),
-        "after": "".join(f"{name}: {release}\n" for name, release in after.items()),
-    }
-    if result["changed"] and not module.check_mode:
-        try:
-            switch(due, module.params["drain_seconds"])
-            if obsolete:
-                remove(obsolete)
-            releases = stale_releases(module.params["keep_releases"])
-            for path in (*stale_environments(set(releases)), *releases):
-                shutil.rmtree(path)
-        except (OSError, subprocess.CalledProcessError) as error:
-            module.fail_json(msg=f"{error} {getattr(error, 'stderr', '') or ''}".strip(), **result)
-    module.exit_json(**result)
+    try:
+        with exclusive(not module.check_mode):
+            run(module)
+    except (OSError, subprocess.CalledProcessError) as error:
+        module.fail_json(msg=f"{error} {getattr(error, 'stderr', '') or ''}".strip())
 
 
 if __name__ == "__main__":

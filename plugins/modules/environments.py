@@ -11,13 +11,28 @@ description:
   - An environment is immutable. Its id is a digest of all that goes into it.
 options:
   environments:
-    description: Mappings of C(name), C(lock) (hashed requirements file on the controller) and C(sources) (folders of
-      packages on the controller).
+    description: The environments.
     type: list
     elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name, for the result.
+        type: str
+        required: true
+      lock:
+        description: Requirements file with hashes, on the controller.
+        type: path
+        required: true
+      sources:
+        description: Folders of packages on the controller that are copied in.
+        type: list
+        elements: path
+        default: []
   cache:
     description: Folder on the controller for archives that were built.
     type: path
+    default: ~/.cache/gatehouse
   python:
     description: Interpreter on the host.
     type: path
@@ -36,6 +51,15 @@ options:
     type: list
     elements: dict
     default: []
+    suboptions:
+      id:
+        description: Id of the environment.
+        type: str
+        required: true
+      archive:
+        description: Its archive, on the host.
+        type: path
+        required: true
 author: Gatehouse contributors
 """
 
@@ -54,7 +78,6 @@ environments:
   returned: success
 """
 
-import configparser
 import json
 import os
 import re
@@ -65,11 +88,19 @@ import tempfile
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gatehouse.mcp.plugins.module_utils.environments import (
+    PLATFORM,
+    SHEBANG,
+    console_scripts,
+)
+
+PYTHON_MIN = (3, 11)
 
 # Asked of the interpreter that will run the environment, which need not be Ansible's.
 QUERY = (
     "import json, platform, sys; print(json.dumps({"
-    "'python_version': '%d.%d' % sys.version_info[:2], 'arch': platform.machine()}))"
+    "'python_version': '%d.%d' % sys.version_info[:2], 'arch': platform.machine(),"
+    " 'glibc': platform.libc_ver()[1]}))"
 )
 SCRIPT = """#!{python}
 import sys
@@ -79,25 +110,55 @@ sys.exit({call}())
 ENTRY = re.compile(r"(?P<module>[\w.]+):(?P<call>[\w.]+)")
 
 
+def numbers(version: str) -> tuple[int, ...]:
+    """A version as numbers, to compare."""
+    return tuple(int(number) for number in re.findall(r"\d+", version))
+
+
 def write_scripts(site_packages: Path, final: Path, bin_folder: Path) -> None:
-    """Write the console scripts of everything installed, for where the environment will be."""
-    for metadata in sorted(site_packages.glob("*.dist-info/entry_points.txt")):
-        parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
-        parser.optionxform = str  # type: ignore[assignment,method-assign] # names are case-sensitive
-        parser.read(metadata, encoding="utf-8")
-        for name, value in parser["console_scripts"].items() if "console_scripts" in parser else ():
-            match = ENTRY.match(value)
-            if match and re.fullmatch(r"[\w.-]+", name):
-                script = bin_folder / name
-                script.write_text(
-                    SCRIPT.format(
-                        python=final / "bin" / "python",
-                        module=match["module"],
-                        first=match["call"].split(".")[0],
-                        call=match["call"],
-                    )
-                )
-                script.chmod(0o755)
+    """Put scripts and programs of everything installed where they belong, for where the environment will be."""
+    python = final / "bin" / "python"
+    brought = site_packages / "bin"
+    if brought.is_dir():
+        for path in sorted(brought.iterdir()):
+            content = path.read_bytes()
+            if content.startswith(SHEBANG):
+                path.write_bytes(f"#!{python}\n".encode() + content[len(SHEBANG) :])
+            path.chmod(0o755)
+            path.rename(bin_folder / path.name)
+        brought.rmdir()
+    for name, value in console_scripts(site_packages).items():
+        match = ENTRY.match(value)
+        if match and re.fullmatch(r"[\w.-]+", name):
+            first = match["call"].split(".")[0]
+            script = bin_folder / name
+            script.write_text(
+                SCRIPT.format(python=python, module=match["module"], first=first, call=match["call"])
+            )
+            script.chmod(0o755)
+
+
+def unpack(archive: str, folder: Path) -> None:
+    """Unpack an archive that holds nothing but files and folders (the filters of `tarfile` are not in Debian 12).
+
+    Raises:
+        tarfile.TarError: It holds anything else, or a name that leads out.
+    """
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            parts = Path(member.name).parts
+            if not (member.isreg() or member.isdir()) or ".." in parts or member.name.startswith("/"):
+                raise tarfile.TarError(f"{member.name} is not allowed in an archive")
+            path = folder.joinpath(*parts)
+            if member.isdir():
+                path.mkdir(parents=True, exist_ok=True)
+                continue
+            content = tar.extractfile(member)
+            if content is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("wb") as file:
+                    shutil.copyfileobj(content, file)
+                path.chmod(0o755 if member.mode & 0o100 else 0o644)
 
 
 def install(root: Path, python: str, version: str, identity: str, archive: str) -> None:
@@ -107,19 +168,21 @@ def install(root: Path, python: str, version: str, identity: str, archive: str) 
         new = Path(scratch) / identity
         subprocess.run([python, "-m", "venv", "--without-pip", str(new)], check=True, capture_output=True)
         site_packages = new / "lib" / f"python{version}" / "site-packages"
-        with tarfile.open(archive) as tar:
-            # «data» refuses links and names that lead out, devices, and set-user-id bits.
-            tar.extractall(site_packages, filter="data")
+        unpack(archive, site_packages)
         write_scripts(site_packages, final, new / "bin")
         # Name the final place, for people who activate it.
         for path in [new / "pyvenv.cfg", *(new / "bin").glob("[aA]ctivate*")]:
             path.write_text(path.read_text().replace(str(new), str(final)))
         # A sandboxed unit cannot write byte code; some packages carry files that do not compile, which is no fault.
+        # It never changes, so Python need not look whether it did.
         subprocess.run(
-            [python, "-m", "compileall", "-q", "-j", "0", str(site_packages)],
+            [
+                python, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash",
+                "-s", str(new), "-p", str(final), str(site_packages),
+            ],
             check=False,
             capture_output=True,
-        )
+        )  # fmt: skip
         for folder, _folders, files in os.walk(new):
             os.chmod(folder, 0o755)  # noqa: S103 (code, for every unit to read)
             for file in files:
@@ -132,14 +195,20 @@ def install(root: Path, python: str, version: str, identity: str, archive: str) 
 
 def main() -> None:
     """Query or install."""
+    environment = {
+        "name": {"type": "str", "required": True},
+        "lock": {"type": "path", "required": True},
+        "sources": {"type": "list", "elements": "path", "default": []},
+    }
+    archive = {"id": {"type": "str", "required": True}, "archive": {"type": "path", "required": True}}
     module = AnsibleModule(
         argument_spec={
-            "environments": {"type": "list", "elements": "dict"},
-            "cache": {"type": "path"},
+            "environments": {"type": "list", "elements": "dict", "options": environment, "default": []},
+            "cache": {"type": "path", "default": "~/.cache/gatehouse"},
             "python": {"type": "path", "default": "/usr/bin/python3"},
             "root": {"type": "path", "default": "/opt/gatehouse/environments"},
             "state": {"type": "str", "choices": ["query", "present"], "default": "query"},
-            "archives": {"type": "list", "elements": "dict", "default": []},
+            "archives": {"type": "list", "elements": "dict", "options": archive, "default": []},
         },
         supports_check_mode=True,
     )
@@ -149,6 +218,15 @@ def main() -> None:
     except (OSError, subprocess.CalledProcessError) as error:
         module.fail_json(msg=f"{python} cannot be run on this host: {error}")
     facts = json.loads(asked.stdout)
+    for what, has, least in (
+        ("Python", facts["python_version"], PYTHON_MIN),
+        ("glibc", facts.pop("glibc"), numbers(PLATFORM)),
+    ):
+        if numbers(has) < least:
+            needed = ".".join(map(str, least))
+            module.fail_json(
+                msg=f"{python} on this host has {what} {has or 'of another kind'}; {needed} or later is needed"
+            )
     present = (
         sorted(path.name for path in root.iterdir() if not path.name.startswith(".")) if root.is_dir() else []
     )

@@ -13,7 +13,7 @@ description:
   - Neither a password nor a digest is ever part of a diff or a message.
 options:
   users:
-    description: Rules by user, in the order keys, channels, commands, as Redis itself lists them.
+    description: Rules by user, keys and channels, then C(-@all) or C(+@all) and what is added to it; nothing is taken away.
     type: dict
     required: true
   passwords:
@@ -156,9 +156,19 @@ class Redis:
         raise RedisFault("Redis answers in a protocol that is not its own")
 
 
+def in_order(rules: str) -> str:
+    """Rules in one order, since Redis 7.0 lists them in another each time; they only add, so none is lost."""
+
+    def place(word: str) -> tuple[int, str]:
+        kind = "~&".find(word[0])
+        return (kind, word) if kind >= 0 else (3 if word[1:] != "@all" else 2, word)
+
+    return " ".join(sorted(rules.split(), key=place))
+
+
 @dataclass(frozen=True)
 class User:
-    """A user: on or off, digests of its passwords, and rules as Redis lists them."""
+    """A user: on or off, digests of its passwords, and rules in order."""
 
     name: str
     on: bool
@@ -215,7 +225,7 @@ def wanted_users(rules: Mapping[str, str], passwords: Mapping[str, list[str]]) -
                     f"a password of {name} is too short or has white space; use at least {PASSWORD_MIN} random characters"
                 )
         digests = frozenset(hashlib.sha256(password.encode()).hexdigest() for password in given)
-        users[name] = User(name, True, digests, " ".join(rule.split()))
+        users[name] = User(name, True, digests, in_order(rule))
     return users
 
 
@@ -231,7 +241,10 @@ def parse(text: str) -> Users:
         _user, name, state, *words = line.split()
         digests = frozenset(word[1:] for word in words if word.startswith("#"))
         users[name] = User(
-            name, state == "on", digests, " ".join(word for word in words if not word.startswith("#"))
+            name,
+            state == "on",
+            digests,
+            in_order(" ".join(word for word in words if not word.startswith("#"))),
         )
     return users
 
@@ -247,7 +260,7 @@ def live_users(redis: Redis) -> Users:
         rules += ["nopass"] if "nopass" in found["flags"] else []
         rules += ["selectors"] if found.get("selectors") else []
         users[name] = User(
-            name, "on" in found["flags"], frozenset(found["passwords"]), " ".join(filter(None, rules))
+            name, "on" in found["flags"], frozenset(found["passwords"]), in_order(" ".join(rules))
         )
     return users
 

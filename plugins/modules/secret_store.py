@@ -48,6 +48,23 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gatehouse.mcp.plugins.module_utils.slots import read, write_file
 
 EMPTY: dict[str, Any] = {"version": 1, "secrets": {}}
+MODE = 0o600
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The store in a file.
+
+    Raises:
+        OSError, ValueError: It cannot be read, or is none. Making secrets anew would lock everyone out: never guess.
+    """
+    text = read(path)
+    if text is None:
+        return EMPTY
+    store = json.loads(text)
+    if not isinstance(store, dict) or store.get("version") != EMPTY["version"]:
+        raise ValueError("another version")
+    outline(store)
+    return store
 
 
 def outline(store: dict[str, Any]) -> str:
@@ -72,22 +89,21 @@ def main() -> None:
     )
     path = Path(module.params["path"])
     try:
-        text = read(path)
-        kept = json.loads(text) if text else EMPTY
-    except (OSError, ValueError) as error:
-        # Making secrets anew would lock everyone out: never guess.
+        kept = load(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         module.fail_json(
             msg=f"{path} cannot be read ({type(error).__name__}); restore it from another host or a backup"
         )
     if module.params["state"] == "read":
         module.exit_json(changed=False, store=kept)
     store = module.params["store"]
-    changed = store != kept
+    # One that others could read, as after a careless copy, is put right.
+    changed = store != kept or (path.exists() and path.stat().st_mode & 0o777 != MODE)
     if changed and not module.check_mode:
         for folder, mode in ((path.parent.parent, 0o755), (path.parent, 0o700)):
             folder.mkdir(parents=True, exist_ok=True)
             os.chmod(folder, mode)
-        write_file(path, json.dumps(store, indent=1, sort_keys=True) + "\n", 0o600)
+        write_file(path, json.dumps(store, indent=1, sort_keys=True) + "\n", MODE)
     module.exit_json(changed=changed, diff={"before": outline(kept), "after": outline(store)})
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import http.server
+import io
 import json
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from ansible_collections.gatehouse.mcp.plugins.module_utils import health
 from ansible_collections.gatehouse.mcp.plugins.module_utils.health import (
     Client,
+    Lost,
     Unhealthy,
     check_http,
     check_mcp,
+    check_unit,
     wait_healthy,
 )
 
@@ -21,6 +25,7 @@ from ansible_collections.gatehouse.mcp.plugins.module_utils.health import (
 class Handler(http.server.BaseHTTPRequestHandler):
     stream = False
     sessions = True
+    end_status = 200
     seen: list[tuple[str, Any]]
 
     def log_message(self, *arguments: Any) -> None:
@@ -33,7 +38,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_DELETE(self) -> None:
         self.seen.append(("DELETE", self.headers.get("Mcp-Session-Id")))
-        self.send_response(200)
+        self.send_response(self.end_status)
         self.end_headers()
 
     def do_POST(self) -> None:
@@ -46,7 +51,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         result = (
             {"protocolVersion": "2025-06-18"}
             if message["method"] == "initialize"
-            else {"tools": [{"name": "t"}]}
+            else {"tools": [{"name": "t", "inputSchema": {"properties": {"method": {}}}}]}
         )
         data = json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result})
         self.send_response(200)
@@ -54,8 +59,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Mcp-Session-Id", "s1")
         self.send_header("Content-Type", "text/event-stream" if self.stream else "application/json")
         self.end_headers()
-        note = 'data: {"jsonrpc":"2.0","method":"notifications/message"}\n\n'
-        self.wfile.write((f"{note}data: {data}\n\n" if self.stream else data).encode())
+        if not self.stream:
+            self.wfile.write(data.encode())
+            return
+        before = (
+            ": a comment\r\n\r\n"
+            'data: {"jsonrpc":"2.0","method":"notifications/message"}\n\n'
+            f'event: message\ndata: {{"jsonrpc":"2.0","id":{message["id"]},"method":"ping"}}\n\n'
+            'data: {"jsonrpc":"2.0","id":99,"result":{}}\n\n'
+        )
+        first, second = data[:20].rpartition(",")[::2]
+        self.wfile.write(f"{before}data: {first},\ndata:{second}{data[20:]}\n\n".encode())
 
 
 @pytest.fixture(params=[False, True], ids=["json", "stream"])
@@ -82,14 +96,84 @@ def test_the_handshake_lists_tools_and_ends_its_session(server: tuple[str, Any])
     ]  # fmt: skip
 
 
+def test_a_server_that_keeps_its_sessions_is_well(
+    server: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Handler, "end_status", 405)
+    assert check_mcp(Client(server[0] + "/mcp")) == ["t"]
+
+
 def test_nothing_listens() -> None:
     with pytest.raises(Unhealthy, match="ConnectionRefused"):
         check_http(Client("http://127.0.0.1:9/health"))
 
 
-def test_waiting_ends_and_names_the_check(server: tuple[str, Any]) -> None:
+def test_a_stream_without_an_answer_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "REQUEST_SECONDS", 0.1)
+
+    class Endless(io.RawIOBase):
+        def readline(self, size: int | None = -1) -> bytes:
+            return b": still here\n"
+
+    assert health.stream_answer(Endless(), 1) == b""
+    assert health.stream_answer(io.BytesIO(b"data: not json\n\ndata: [1]"), 1) == b""
+
+
+UP = {
+    "LoadState": "loaded",
+    "ActiveState": "active",
+    "SubState": "running",
+    "Result": "success",
+    "NRestarts": "0",
+}
+
+
+@pytest.fixture
+def unit(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    state = dict(UP)
+    monkeypatch.setattr(health, "show", lambda unit, *properties: state)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "lost"),
+    [
+        (
+            {"ActiveState": "activating", "SubState": "auto-restart", "Result": "exit-code"},
+            "auto-restart",
+            False,
+        ),
+        ({"ActiveState": "activating", "NRestarts": "2"}, "activating", True),
+        ({"ActiveState": "failed", "Result": "exit-code"}, "result exit-code", True),
+        ({"ActiveState": "inactive", "LoadState": "bad-setting"}, "bad-setting", True),
+    ],
+)
+def test_units(unit: dict[str, str], change: dict[str, str], said: str, lost: bool) -> None:
+    assert check_unit("x.service") == 0
+    unit.update(change)
+    with pytest.raises(Unhealthy, match=said) as fault:
+        check_unit("x.service")
+    assert isinstance(fault.value, Lost) is lost
+
+
+def test_waiting_ends_and_names_the_check(server: tuple[str, Any], unit: dict[str, str]) -> None:
     checks = [{"name": "http", "kind": "http", "url": server[0] + "/other", "timeout": 0.2}]
-    failed = wait_healthy(checks, "no-such-unit.service", 0)
+    failed = wait_healthy(checks, "x.service", 0)
     assert failed is not None and failed[0] == "http" and "503" in failed[1]
-    checks[0]["url"] = server[0] + "/health"
-    assert wait_healthy(checks, "no-such-unit.service", 0) is None
+    checks[0]["url"] = server[0].rpartition(":")[0] + ":@PORT@/health"
+    assert wait_healthy(checks, "x.service", int(server[0].rpartition(":")[2])) is None
+
+
+def test_waiting_ends_early_for_a_unit_that_will_not_come_up(unit: dict[str, str]) -> None:
+    checks = [{"name": "http", "kind": "http", "url": "http://127.0.0.1:9/", "timeout": 60}]
+    unit["NRestarts"] = "2"
+    failed = wait_healthy(checks, "x.service", 0)
+    assert failed is not None and "does not stay up" in failed[1]
+    unit["ActiveState"] = "failed"
+    assert wait_healthy(checks, "x.service", 0) is not None
+
+
+def test_what_another_process_answers_does_not_count(server: tuple[str, Any], unit: dict[str, str]) -> None:
+    unit["ActiveState"] = "failed"
+    checks = [{"name": "http", "kind": "http", "url": server[0] + "/health", "timeout": 60}]
+    assert wait_healthy(checks, "x.service", 0) == ("http", "failed (running), result success, restarts 0")

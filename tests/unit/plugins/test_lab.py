@@ -27,6 +27,7 @@ from ansible_collections.gatehouse.mcp.plugins.modules.lab import (
     inventory,
     packet_rules,
     refuse_foreign_names,
+    require_programs,
     with_block,
 )
 
@@ -136,20 +137,35 @@ class TestSettings:
         assert known["lab_domain"] == "lab.test"
 
 
+class TestRefusals:
+    def test_missing_programs_are_named_by_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("os.geteuid", lambda: 0)
+        monkeypatch.setattr(
+            "shutil.which", lambda program: None if program in ("nft", "dnsmasq") else program
+        )
+        with pytest.raises(LabError, match=r"apt-get install dnsmasq-base nftables$"):
+            require_programs()
+
+    def test_anyone_but_root_is_told_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("os.geteuid", lambda: 1000)
+        with pytest.raises(LabError, match="needs root"):
+            require_programs()
+
+
 class TestNames:
     @pytest.mark.parametrize("name", ["", "Demo", "a/b", "-a", "a b", "x" * 40])
     def test_a_lab_name_is_a_label(self, name: str) -> None:
-        with pytest.raises(LabError, match="^lab_name:"):
+        with pytest.raises(LabError, match=r"^lab_name:"):
             check_names(name, "lab.test", wanted("a"))
 
     @pytest.mark.parametrize("domain", ["", "test", "a..b", "a.test/", "*.test"])
     def test_a_domain_has_two_labels(self, domain: str) -> None:
-        with pytest.raises(LabError, match="^lab_domain:"):
+        with pytest.raises(LabError, match=r"^lab_domain:"):
             check_names("demo", domain, wanted("a"))
 
     @pytest.mark.parametrize("hosts", [[], ["a", "a"], ["../a"], ["A"]])
     def test_hosts_are_labels_and_differ(self, hosts: list[str]) -> None:
-        with pytest.raises(LabError, match="^lab_hosts:"):
+        with pytest.raises(LabError, match=r"^lab_hosts:"):
             check_names("demo", "lab.test", wanted(*hosts))
 
     def test_good_names_pass(self) -> None:

@@ -1,0 +1,1 @@
+"""Gatehouse's authorization server and ForwardAuth check."""

@@ -1,0 +1,49 @@
+"""`python -m gatehouse_auth.admin`: what an operator and the health checks need on the host."""
+
+import argparse
+import getpass
+import sys
+
+from argon2 import PasswordHasher
+
+from gatehouse_auth.__main__ import EX_CONFIG, stop
+from gatehouse_auth.oauth.tokens import probe_token
+from gatehouse_auth.settings import ConfigurationError, load_keyring, load_settings
+
+
+def main() -> None:
+    """Run one command."""
+    parser = argparse.ArgumentParser(prog="python -m gatehouse_auth.admin", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    probe = commands.add_parser("probe-token", help="print an access token of 60 seconds for one service")
+    probe.add_argument("--service", required=True, help="the service's name")
+    commands.add_parser("hash-password", help="print the argon2 hash of the password on standard input")
+    arguments = parser.parse_args()
+    if arguments.command == "probe-token":
+        _probe_token(arguments.service)
+    else:
+        _hash_password()
+
+
+def _probe_token(service: str) -> None:
+    try:
+        settings = load_settings()
+        keyring = load_keyring()
+    except ConfigurationError as error:
+        stop("\n".join(error.problems), EX_CONFIG)
+    resource = settings.resources.get(service)
+    if resource is None:
+        stop("--service: GATEHOUSE_RESOURCES has no such service", 2)
+    token = probe_token(settings.issuer, keyring, resource.resource, " ".join(resource.scopes))
+    sys.stdout.write(f"{token}\n")
+
+
+def _hash_password() -> None:
+    password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
+    if not password:
+        stop("the password is empty", 2)
+    sys.stdout.write(f"{PasswordHasher().hash(password)}\n")
+
+
+if __name__ == "__main__":
+    main()

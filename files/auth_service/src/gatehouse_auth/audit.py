@@ -1,0 +1,48 @@
+"""The log: one JSON object a line on standard output. Never a token, code, secret, or body.
+
+Lines are gathered for a moment and written together, since every MCP request makes one.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+FLUSH_SECONDS = 0.05
+
+
+class Log:
+    """Writes audit records and events."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._lines: list[str] = []
+        self._second = 0
+        self._stamp = ""
+
+    def event(self, event: str, level: str = "info", **fields: Any) -> None:
+        """Write one record; fields that are None are left out. JSON keeps a newline from starting a line."""
+        named = {name: value for name, value in fields.items() if value is not None}
+        self.line(json.dumps({"level": level, "event": event, **named})[1:])
+
+    def line(self, rest: str) -> None:
+        """Write a record of which all but the time is formatted: the hot path's way in."""
+        now = time.time()
+        if int(now) != self._second:
+            self._second = int(now)
+            self._stamp = datetime.fromtimestamp(self._second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        self._lines.append(f'{{"ts":"{self._stamp}.{int(now * 1000) % 1000:03d}Z",{rest}\n')
+        if len(self._lines) == 1:
+            try:
+                asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
+            except RuntimeError:  # no loop: start or end of the process
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what has been gathered."""
+        if self._lines:
+            text, self._lines = "".join(self._lines), []
+            self._stream.write(text)
+            self._stream.flush()

@@ -1,0 +1,132 @@
+"""Everything that the routes work with, built once from configuration."""
+
+from dataclasses import dataclass
+
+import httpx
+from fastapi import Request
+from redis.asyncio import Redis
+
+from gatehouse_auth.audit import Log
+from gatehouse_auth.check import Answer
+from gatehouse_auth.clients import Clients
+from gatehouse_auth.documents import Documents, Fetcher
+from gatehouse_auth.identity.base import AccessRules, Identity, PasswordProvider, Provider, RedirectProvider
+from gatehouse_auth.identity.github import GitHub, named_groups
+from gatehouse_auth.identity.local import LocalUsers
+from gatehouse_auth.keyring import Keyring
+from gatehouse_auth.limits import Limiter, Rate, address_key
+from gatehouse_auth.pages import Pages
+from gatehouse_auth.settings import Secrets, Settings
+from gatehouse_auth.store import Store, connect
+from gatehouse_auth.verifier import Findings
+
+# Thousands of people can share one address, so that a limit by address only stops what no crowd does;
+# registrations beyond it displace each other (store.UNUSED_CLIENTS) instead of filling the memory.
+RATES = {
+    "register": Rate(burst=300, per_second=5),
+    "register_all": Rate(burst=1000, per_second=50),
+    "authorize": Rate(burst=300, per_second=10),
+    "token": Rate(burst=2000, per_second=200),
+    "signin": Rate(burst=50, per_second=0.5),
+    "signin_user": Rate(burst=20, per_second=0.2),
+    "signin_user_address": Rate(burst=5, per_second=0.1),
+}
+LOOPBACK = ("127.", "::1")
+
+
+@dataclass(frozen=True)
+class Context:
+    """The parts of the service."""
+
+    settings: Settings
+    keyring: Keyring
+    store: Store
+    clients: Clients
+    documents: Documents | None
+    rules: AccessRules
+    password_providers: dict[str, PasswordProvider]
+    redirect_providers: dict[str, RedirectProvider]
+    findings: Findings[Answer]
+    limits: dict[str, Limiter]
+    pages: Pages
+    log: Log
+    http: httpx.AsyncClient
+    connections: tuple["Redis", ...]
+
+    @property
+    def providers(self) -> dict[str, Provider]:
+        """All identity providers by name."""
+        return {**self.password_providers, **self.redirect_providers}
+
+    def entitled(self, service: str, identity: Identity) -> Identity | None:
+        """The identity as it is now, if it may use the service; else None."""
+        provider = self.providers.get(identity.provider)
+        current = provider.current(identity) if provider is not None else None
+        known = current is not None and service in self.settings.resources
+        return current if known and current is not None and self.rules.allows(service, current) else None
+
+    async def close(self) -> None:
+        """Close what is open to other services."""
+        await self.http.aclose()
+        if self.documents is not None:
+            await self.documents.close()
+        for connection in self.connections:
+            await connection.aclose()
+        self.log.flush()
+
+
+def build(settings: Settings, secrets: Secrets, log: Log) -> Context:
+    """The parts, wired. Nothing is connected yet."""
+    commands = connect(settings.redis_url, secrets.redis_password)
+    stream = connect(settings.redis_url, secrets.redis_password, stream=True)
+    store = Store(
+        commands,
+        access_seconds=settings.access_token_seconds,
+        refresh_seconds=settings.refresh_token_seconds,
+        grace_seconds=settings.refresh_grace_seconds,
+    )
+    http = httpx.AsyncClient(timeout=10.0, follow_redirects=False)
+    lists = {service: settings.allow_list(service) for service in settings.resources}
+    providers = settings.providers
+    redirect: dict[str, RedirectProvider] = {}
+    if providers.github is not None:
+        redirect["github"] = GitHub(
+            providers.github,
+            secrets.github_client_secret,
+            f"{settings.issuer}/signin/github/callback",
+            named_groups(providers.github, lists.values()),
+            http,
+        )
+    documents = Documents(store, settings.custom_redirects, Fetcher()) if settings.client_documents else None
+    return Context(
+        settings=settings,
+        keyring=secrets.keyring,
+        store=store,
+        clients=Clients(settings, secrets, store, documents),
+        documents=documents,
+        rules=AccessRules(providers, lists),
+        password_providers={"local": LocalUsers(providers.local, secrets.users)} if providers.local else {},
+        redirect_providers=redirect,
+        findings=Findings(store, stream, log, settings.redis_grace_seconds),
+        limits={name: Limiter(rate) for name, rate in RATES.items()},
+        pages=Pages(),
+        log=log,
+        http=http,
+        connections=(commands, stream),
+    )
+
+
+def context_of(request: Request) -> Context:
+    """The context of a request."""
+    context: Context = request.app.state.context
+    return context
+
+
+def client_address(request: Request) -> str:
+    """The client's address as the proxy saw it: the last entry of `X-Forwarded-For`, and that only from a
+    peer on loopback, where nothing but Traefik calls."""
+    peer = request.client.host if request.client is not None else ""
+    forwarded = request.headers.get("x-forwarded-for", "")
+    if forwarded and peer.startswith(LOOPBACK):
+        peer = forwarded.rpartition(",")[2].strip()
+    return address_key(peer)

@@ -1,0 +1,238 @@
+"""Client ID Metadata Documents: a client whose identifier is the https URL of its own description.
+
+The URL comes from strangers, so fetching it is guarded (draft-ietf-oauth-client-id-metadata-document, its
+security considerations): https on the default port only, no redirects, no address that is not public, the
+address that was checked is the one that is connected to, and size and time are bounded.
+"""
+
+import asyncio
+import ipaddress
+import json
+import re
+import socket
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpcore
+from authlib.oauth2.rfc6749 import OAuth2Error
+
+from gatehouse_auth.limits import Limiter, Rate
+from gatehouse_auth.oauth.client import Client
+from gatehouse_auth.oauth.registration import acceptable_metadata
+from gatehouse_auth.store import Store
+
+URL_LIMIT = 512
+BYTES_LIMIT = 16 * 1024
+FETCH_SECONDS = 5.0
+FRESH_SECONDS = (300, 86400)
+MAX_AGE = re.compile(r"(?:^|[,\s])max-age=(\d{1,9})")
+NEVER_FRESH = re.compile(r"\bno-(?:store|cache)\b")
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+
+
+class DocumentUnavailable(Exception):  # noqa: N818 - it is an answer: try again later
+    """The document cannot be had right now."""
+
+
+class DocumentRefused(Exception):  # noqa: N818 - it is an answer: there is no such client
+    """There is no such document, or it is not one of a client that can be accepted."""
+
+
+def is_document_url(client_id: str) -> bool:
+    """Whether a client identifier is the URL of a document: https, with a path, and in plain form."""
+    if len(client_id) > URL_LIMIT or not re.match(r"https://[\x21-\x7e]+\Z", client_id):
+        return False
+    try:
+        parts = urlsplit(client_id)
+        port = parts.port
+    except ValueError:
+        return False
+    return (
+        port is None
+        and bool(parts.hostname)
+        and parts.netloc == parts.hostname
+        and len(parts.path) > 1
+        and "#" not in client_id
+        and "\\" not in client_id
+        and not {".", ".."} & set(parts.path.lower().replace("%2e", ".").split("/"))
+    )
+
+
+def is_public(address: str) -> bool:
+    """Whether an address is one of the public internet, whatever form it is written in."""
+    parsed = ipaddress.ip_address(address)
+    if isinstance(parsed, ipaddress.IPv6Address) and (
+        # Global unicast alone, so neither mapped nor translated IPv4; and no IPv4 inside of it either.
+        parsed not in GLOBAL_UNICAST or parsed.sixtofour is not None or parsed.teredo is not None
+    ):
+        return False
+    return parsed.is_global and not parsed.is_multicast and not parsed.is_reserved
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """The addresses of a host."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+class GuardedBackend(httpcore.AsyncNetworkBackend):
+    """Connects to public addresses only. Every address of a name has to be one."""
+
+    def __init__(self, resolver: Resolve, allowed: Callable[[str], bool]) -> None:
+        self._resolve = resolver
+        self._allowed = allowed
+        self._inner = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Resolve, judge, and connect to what was judged."""
+        try:
+            addresses = await self._resolve(host, port)
+        except OSError as error:
+            raise httpcore.ConnectError("cannot be resolved") from error
+        if not addresses or not all(self._allowed(address) for address in addresses):
+            raise DocumentRefused("address")
+        return await self._inner.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
+
+
+class Fetcher:
+    """Fetches one document, within bounds."""
+
+    def __init__(
+        self,
+        resolver: Resolve = resolve,
+        allowed: Callable[[str], bool] = is_public,
+        trust: ssl.SSLContext | None = None,
+    ) -> None:
+        self._pool = httpcore.AsyncConnectionPool(
+            trust or ssl.create_default_context(),
+            max_connections=8,
+            max_keepalive_connections=0,
+            network_backend=GuardedBackend(resolver, allowed),
+        )
+
+    async def fetch(self, url: str) -> tuple[bytes, str]:
+        """The document's bytes and its `Cache-Control`.
+
+        Raises:
+            DocumentRefused: not found, a redirect, too large, or at an address that is not public.
+            DocumentUnavailable: no answer in time, or a server's fault.
+        """
+        try:
+            async with (
+                asyncio.timeout(FETCH_SECONDS),
+                self._pool.stream("GET", url, headers=[("Accept", "application/json")]) as response,
+            ):
+                if response.status >= 500 or response.status == 429:
+                    raise DocumentUnavailable(str(response.status))
+                if response.status != 200:
+                    raise DocumentRefused(str(response.status))
+                body = b""
+                async for chunk in response.aiter_stream():
+                    body += chunk
+                    if len(body) > BYTES_LIMIT:
+                        raise DocumentRefused("too large")
+                headers = {name.lower(): value for name, value in response.headers}
+                return body, headers.get(b"cache-control", b"").decode("latin-1").lower()
+        except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
+            raise DocumentUnavailable(type(error).__name__) from error
+        except (TimeoutError, OSError) as error:
+            raise DocumentUnavailable(type(error).__name__) from error
+
+    async def close(self) -> None:
+        """Close what is open."""
+        await self._pool.aclose()
+
+
+def lifetime(cache_control: str) -> int:
+    """For how many seconds a document counts as fresh: as its server says, within bounds."""
+    least, most = FRESH_SECONDS
+    match = MAX_AGE.search(cache_control)
+    if NEVER_FRESH.search(cache_control) or match is None:
+        return least
+    return max(least, min(most, int(match[1])))
+
+
+def parse(url: str, body: bytes, custom: frozenset[str]) -> dict[str, Any]:
+    """The client's metadata.
+
+    Raises:
+        DocumentRefused: not a document of a client that can be accepted.
+    """
+    try:
+        document = json.loads(body)
+        if document["client_id"] != url or not isinstance(document["client_name"], str):
+            raise DocumentRefused("client_id or client_name")
+        method = document.get("token_endpoint_auth_method", "none")
+        document.pop("jwks", None)  # not for a public client
+        kept = acceptable_metadata(document, custom)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OAuth2Error):
+        raise DocumentRefused("content") from None
+    if method != "none" or "client_secret" in document:
+        raise DocumentRefused("token_endpoint_auth_method")
+    kept_names = ("client_name", "redirect_uris", "grant_types", "response_types")
+    return {**{name: kept[name] for name in kept_names}, "token_endpoint_auth_method": "none"}
+
+
+class Documents:
+    """Clients by document, with a copy that the nodes share: fresh as long as its server says, and the last
+    good one while the server cannot be reached."""
+
+    def __init__(self, store: Store, custom: frozenset[str], fetcher: Fetcher) -> None:
+        self._store = store
+        self._custom = custom
+        self._fetcher = fetcher
+        self._hosts = Limiter(Rate(burst=20, per_second=0.5))
+        self._all = Limiter(Rate(burst=100, per_second=5))
+        self._under_way: dict[str, asyncio.Lock] = {}
+
+    async def client(self, url: str) -> Client | None:
+        """The client, or None where its document says that there is none.
+
+        Raises:
+            DocumentUnavailable: it cannot be known right now.
+            StoreUnavailable: likewise.
+        """
+        lock = self._under_way.setdefault(url, asyncio.Lock())
+        try:
+            async with lock:
+                return await self._client(url)
+        finally:
+            if not lock.locked():
+                self._under_way.pop(url, None)
+
+    async def _client(self, url: str) -> Client | None:
+        copy = await self._store.document(url)
+        if copy is not None and time.time() < copy["fresh_until"]:
+            return Client(url, copy["metadata"])
+        try:
+            if self._hosts.take(str(urlsplit(url).hostname)) or self._all.take("all"):
+                raise DocumentUnavailable("limit")
+            body, cache_control = await self._fetcher.fetch(url)
+            metadata = parse(url, body, self._custom)
+        except DocumentUnavailable:
+            if copy is None:
+                raise
+            return Client(url, copy["metadata"])
+        except DocumentRefused:
+            await self._store.forget_document(url)
+            return None
+        await self._store.save_document(
+            url, {"metadata": metadata, "fresh_until": time.time() + lifetime(cache_control)}
+        )
+        return Client(url, metadata)
+
+    async def close(self) -> None:
+        """Close what is open."""
+        await self._fetcher.close()

@@ -1,0 +1,1 @@
+"""Who a person is, and the providers that say so."""

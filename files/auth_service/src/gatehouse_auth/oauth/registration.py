@@ -1,0 +1,235 @@
+"""Dynamic client registration (RFC 7591) and its management (RFC 7592), on Authlib's endpoints."""
+
+import time
+import unicodedata
+from dataclasses import dataclass, replace
+from typing import Any
+
+from authlib.oauth2.rfc6749 import JsonRequest
+from authlib.oauth2.rfc7591 import (
+    ClientMetadataClaims,
+    ClientRegistrationEndpoint,
+    InvalidClientMetadataError,
+    InvalidRedirectURIError,
+)
+from authlib.oauth2.rfc7592 import ClientConfigurationEndpoint
+
+from gatehouse_auth import redirects
+from gatehouse_auth.oauth.client import Client
+from gatehouse_auth.oauth.messages import Reply
+from gatehouse_auth.oauth.server import new_secret
+from gatehouse_auth.store import digest
+
+GRANTS = ("authorization_code", "refresh_token")
+REDIRECTS = 20
+TEXTS = (
+    "client_name",
+    "client_uri",
+    "logo_uri",
+    "tos_uri",
+    "policy_uri",
+    "jwks_uri",
+    "software_id",
+    "software_version",
+    "scope",
+    "token_endpoint_auth_method",
+)
+NAME_LIMIT = 100
+TEXT_LIMIT = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class JsonBody:
+    """A JSON payload, as Authlib asks about it."""
+
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Management:
+    """A registration access token, as Authlib asks about it."""
+
+    token: str
+
+    def check_client(self, client: Client) -> bool:
+        """Whether the token is this client's."""
+        return client.check_registration_token(self.token)
+
+
+def acceptable_metadata(data: Any, custom: frozenset[str]) -> dict[str, Any]:
+    """What can be kept of a client's metadata.
+
+    Acceptable redirect URIs are kept and the others left out, and so are grants, response types and scopes
+    that are not known here: the answer says what was kept (RFC 7591 section 3.2.1).
+
+    Raises:
+        InvalidClientMetadataError: a value of the wrong type or size.
+        InvalidRedirectURIError: no redirect URI can be kept.
+    """
+    if not isinstance(data, dict):
+        raise InvalidClientMetadataError("The request must be a JSON object.")
+    kept = {name: value for name, value in data.items() if value is not None}
+    for name in TEXTS:
+        if name in kept and not (isinstance(kept[name], str) and len(kept[name]) <= TEXT_LIMIT):
+            raise InvalidClientMetadataError(f"{name} must be a text of at most {TEXT_LIMIT} characters.")
+    for name in ("redirect_uris", "grant_types", "response_types", "contacts"):
+        if name in kept and not (
+            isinstance(kept[name], list) and all(isinstance(item, str) for item in kept[name])
+        ):
+            raise InvalidClientMetadataError(f"{name} must be a list of texts.")
+    if "client_name" in kept:
+        kept["client_name"] = visible(kept["client_name"])
+    if len(kept.get("contacts", [])) > REDIRECTS or "jwks" in kept:
+        raise InvalidClientMetadataError("jwks is not supported; contacts are limited.")
+    uris = [uri for uri in dict.fromkeys(kept.get("redirect_uris", [])) if redirects.acceptable(uri, custom)]
+    if not uris or len(uris) > REDIRECTS:
+        raise InvalidRedirectURIError(
+            "Redirect URIs are https, or http on localhost, 127.0.0.1 or [::1]; custom schemes as configured."
+        )
+    kept["redirect_uris"] = uris
+    # Left out, RFC 7591 would mean the code grant alone: a client that says nothing still gets to refresh.
+    kept["grant_types"] = [grant for grant in kept.get("grant_types", GRANTS) if grant in GRANTS]
+    if "authorization_code" not in kept["grant_types"]:
+        raise InvalidClientMetadataError("grant_types must have authorization_code.")
+    kept["response_types"] = ["code"]
+    kept.pop("scope", None)  # scopes are the resources' affair
+    return kept
+
+
+def visible(name: str) -> str:
+    """A name without characters that hide, reorder, or break lines (Unicode categories C, Zl, Zp)."""
+    plain = "".join(
+        " " if unicodedata.category(character) in ("Zl", "Zp") or character.isspace() else character
+        for character in name
+        if character.isspace() or not unicodedata.category(character).startswith("C")
+    )
+    return " ".join(plain.split())[:NAME_LIMIT]
+
+
+class ClientMetadata(ClientMetadataClaims):
+    """Metadata whose URLs, which a page may show, are https."""
+
+    def validate(self, now: float | None = None, leeway: int = 0) -> None:
+        """As Authlib does, and every URL must be an https one."""
+        super().validate(now, leeway)
+        for name in ("client_uri", "logo_uri", "tos_uri", "policy_uri", "jwks_uri"):
+            if name in self and not (redirects.acceptable(self[name], frozenset())):
+                raise InvalidClientMetadataError(f"{name} must be an https URL.")
+
+
+class Registration(ClientRegistrationEndpoint):
+    """Registers one client (RFC 7591)."""
+
+    def __init__(self, metadata: dict[str, Any], issuer: str) -> None:
+        super().__init__(None, [ClientMetadata])
+        self._metadata = metadata
+        self._issuer = issuer
+        self._token = new_secret()
+        self.client: Client | None = None
+
+    def get_server_metadata(self) -> dict[str, Any]:
+        """What the server supports."""
+        return self._metadata
+
+    def authenticate_token(self, request: JsonRequest) -> bool:
+        """Registration is open to anyone; limits and expiry keep it in bounds."""
+        return True
+
+    def generate_client_info(self, request: JsonRequest) -> dict[str, Any]:
+        """An identifier, and a secret where the client wants one."""
+        info: dict[str, Any] = {"client_id": f"ghc_{new_secret(16)}", "client_id_issued_at": int(time.time())}
+        if request.payload.data.get("token_endpoint_auth_method", "client_secret_basic") != "none":
+            info.update(client_secret=new_secret(), client_secret_expires_at=0)
+        return info
+
+    def save_client(self, info: dict[str, Any], metadata: dict[str, Any], request: JsonRequest) -> Client:
+        """Hand the client over; the commit saves it."""
+        secret = info.get("client_secret")
+        self.client = Client(
+            info["client_id"],
+            metadata,
+            secret_digest=digest(secret) if secret else "",
+            registration_digest=digest(self._token),
+            issued_at=info["client_id_issued_at"],
+        )
+        return self.client
+
+    def generate_client_registration_info(self, client: Client, request: JsonRequest) -> dict[str, str]:
+        """Where the client manages its registration, and with what (RFC 7592 section 3)."""
+        return {
+            "registration_client_uri": f"{self._issuer}/register/{client.client_id}",
+            "registration_access_token": self._token,
+        }
+
+
+class Configuration(ClientConfigurationEndpoint):
+    """Reads, updates, or deletes one registration (RFC 7592)."""
+
+    def __init__(self, metadata: dict[str, Any], issuer: str, client: Client | None, token: str) -> None:
+        super().__init__(None, [ClientMetadata])
+        self._metadata = metadata
+        self._issuer = issuer
+        self._client = client
+        self._token = token
+        self.updated: Client | None = None
+        self.deleted: Client | None = None
+
+    def get_server_metadata(self) -> dict[str, Any]:
+        """What the server supports."""
+        return self._metadata
+
+    def authenticate_token(self, request: JsonRequest) -> Management | None:
+        """The registration access token."""
+        return Management(self._token) if self._token else None
+
+    def authenticate_client(self, request: JsonRequest) -> Client | None:
+        """The client that the URL names."""
+        return self._client
+
+    def revoke_access_token(self, request: JsonRequest, token: Management) -> None:
+        """The token of a client that is gone went with it."""
+
+    def check_permission(self, client: Client, request: JsonRequest) -> bool:
+        """A client from inventory is managed there."""
+        return client.registration_digest != ""
+
+    def create_update_client_response(self, client: Client, request: JsonRequest) -> Any:
+        """As Authlib does; the way that a client authenticates cannot change, since its secret stays."""
+        data = request.payload.data
+        method = client.metadata["token_endpoint_auth_method"]
+        if data.setdefault("token_endpoint_auth_method", method) != method:
+            raise InvalidClientMetadataError("token_endpoint_auth_method cannot be changed.")
+        return super().create_update_client_response(client, request)
+
+    def update_client(self, client: Client, metadata: dict[str, Any], request: JsonRequest) -> Client:
+        """Hand the client over; the commit saves it. What the update leaves out is gone (section 2.2)."""
+        self.updated = replace(client, metadata=metadata)
+        return self.updated
+
+    def delete_client(self, client: Client, request: JsonRequest) -> None:
+        """Hand the client over; the commit forgets it."""
+        self.deleted = client
+
+    def generate_client_registration_info(self, client: Client, request: JsonRequest) -> dict[str, str]:
+        """The same token again: only its digest is known here, and the client has just shown it."""
+        return {
+            "registration_client_uri": f"{self._issuer}/register/{client.client_id}",
+            "registration_access_token": self._token,
+        }
+
+
+def json_request(method: str, issuer: str, data: dict[str, Any]) -> JsonRequest:
+    """A registration request, as Authlib takes it."""
+    request = JsonRequest(method, f"{issuer}/register")
+    request.payload = JsonBody(data)
+    return request
+
+
+def answer(endpoint: Registration | Configuration, request: JsonRequest) -> Reply:
+    """The endpoint's reply.
+
+    Raises:
+        OAuth2Error: what is wrong with the request.
+    """
+    status, body, headers = endpoint(request)
+    return Reply(status, body, list(headers))

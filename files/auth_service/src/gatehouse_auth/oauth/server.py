@@ -1,0 +1,312 @@
+"""The authorization server for one request: Authlib's, on what was loaded for this request alone."""
+
+import hmac
+import secrets
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from authlib.oauth2.rfc6749 import (
+    AuthorizationServer,
+    InvalidClientError,
+    InvalidGrantError,
+    InvalidRequestError,
+    InvalidScopeError,
+    OAuth2Error,
+    grants,
+)
+from authlib.oauth2.rfc7009 import RevocationEndpoint
+from authlib.oauth2.rfc7636 import CodeChallenge, create_s256_code_challenge
+from authlib.oauth2.rfc9207 import IssuerParameter
+
+from gatehouse_auth.identity.base import Identity
+from gatehouse_auth.oauth.client import Client
+from gatehouse_auth.oauth.messages import InvalidTargetError, Reply, Request
+from gatehouse_auth.oauth.tokens import TokenGenerator
+from gatehouse_auth.settings import Settings
+from gatehouse_auth.store import Code, Family
+
+AUTH_METHODS = ["none", "client_secret_basic", "client_secret_post"]
+OFFLINE_ACCESS = "offline_access"
+
+
+class Transaction(AuthorizationServer):
+    """One request's server: knows the one client that the request names."""
+
+    def __init__(self, settings: Settings, client: Client | None) -> None:
+        super().__init__(scopes_supported=scopes_supported(settings))
+        self.settings = settings
+        self.client = client
+        self.code: Code | None = None
+        self.family: Family | None = None
+        self.identity: Identity | None = None
+        self.issued_code: str | None = None
+        self.issuer_parameter = Issuer(settings.issuer)
+        self.register_extension(self.issuer_parameter)
+        self.register_grant(AuthorizationCodeGrant, [S256Challenge(required=True), ResourceIndicator()])
+        self.register_grant(RefreshTokenGrant)
+
+    def query_client(self, client_id: str) -> Client | None:
+        """The client, if it is the one that was loaded."""
+        return self.client if self.client is not None and self.client.client_id == client_id else None
+
+    def create_oauth2_request(self, request: Request) -> Request:
+        """Requests come as Authlib takes them."""
+        return request
+
+    def send_signal(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """Authlib's signals have no listener here."""
+
+    def save_token(self, token: dict[str, Any], request: Request) -> None:
+        """Nothing is saved while deciding; the commit does it."""
+
+    def handle_response(self, status: int, body: Any, headers: list[tuple[str, str]]) -> Reply:
+        """A reply, for the route to send."""
+        return Reply(status, body, list(headers))
+
+    def handle_error_response(self, request: Request, error: OAuth2Error) -> Reply:
+        """An OAuth error. Failed client authentication is always 401, with a challenge where the client
+        used the header (RFC 6749 section 5.2)."""
+        if isinstance(error, InvalidClientError):
+            error.status_code = 401
+        reply: Reply = super().handle_error_response(request, error)
+        if not (request is not None and request.headers.get("Authorization")):
+            reply.headers = [pair for pair in reply.headers if pair[0] != "WWW-Authenticate"]
+        return reply
+
+    def authorization_error(self, request: Request, error: OAuth2Error) -> Reply:
+        """An error that goes back to the client through the browser, with `state` and `iss`."""
+        error.state = request.payload.state
+        reply = self.handle_error_response(request, error)
+        self.issuer_parameter.add_issuer_parameter(self, reply)
+        return reply
+
+
+class Issuer(IssuerParameter):
+    """`iss` on every authorization response (RFC 9207)."""
+
+    def __init__(self, issuer: str) -> None:
+        self._issuer = issuer
+
+    def get_issuer(self) -> str:
+        """Our issuer identifier."""
+        return self._issuer
+
+
+class S256Challenge(CodeChallenge):
+    """PKCE (RFC 7636) as OAuth 2.1 wants it: always, for every client, and S256 alone."""
+
+    SUPPORTED_CODE_CHALLENGE_METHOD = ("S256",)
+    CODE_CHALLENGE_METHODS: ClassVar[dict[str, Any]] = {
+        "S256": lambda verifier, challenge: hmac.compare_digest(
+            create_s256_code_challenge(verifier), challenge
+        )
+    }
+
+    def validate_code_challenge(self, grant: Any, redirect_uri: str) -> None:
+        """Refuse a request without a challenge, or whose method is not S256 (`plain` is the default)."""
+        if not grant.request.payload.data.get("code_challenge"):
+            raise InvalidRequestError("Missing code_challenge: PKCE with S256 is required.")
+        if grant.request.payload.data.get("code_challenge_method") != "S256":
+            raise InvalidRequestError("code_challenge_method must be S256.")
+        super().validate_code_challenge(grant, redirect_uri)
+
+    def get_authorization_code_challenge_method(self, authorization_code: "CodeCredential") -> str:
+        """The only method there is."""
+        return "S256"
+
+
+class ResourceIndicator:
+    """`resource` (RFC 8707) at the authorization and the token endpoint; scopes are the resource's."""
+
+    def __call__(self, grant: Any) -> None:
+        grant.register_hook("before_validate_authorization_request_payload", self.resolve)
+        grant.register_hook("after_validate_token_request", self.compare)
+
+    def resolve(self, grant: Any, redirect_uri: str) -> None:
+        """Find the service that is asked for."""
+        asked = grant.request.payload.datalist.get("resource", [])
+        if len(asked) != 1:
+            raise InvalidTargetError("Name one resource: the URL of the MCP server.")
+        service = service_of(grant.server.settings, asked[0])
+        if service is None:
+            raise InvalidTargetError("The resource is not known here.")
+        grant.request.service = service
+
+    def compare(self, grant: Any, result: None) -> None:
+        """A resource at the token endpoint has to be the one that was granted."""
+        same_resource(grant.request, grant.request.authorization_code.code.grant.resource)
+
+
+def same_resource(request: Request, granted: str) -> None:
+    """Raises InvalidTargetError for a resource that is not the granted one; leaving it out is fine."""
+    asked = request.payload.datalist.get("resource", [])
+    if any(canonical(resource) != canonical(granted) for resource in asked):
+        raise InvalidTargetError("The resource is not the one that was granted.")
+
+
+def canonical(resource: str) -> str:
+    """A lone slash at the root counts as nothing; everything else counts."""
+    return resource[:-1] if resource.endswith("/") and resource.count("/") == 3 else resource
+
+
+def service_of(settings: Settings, resource: str) -> str | None:
+    """The service whose resource this is."""
+    wanted = canonical(resource)
+    return next(
+        (name for name, known in settings.resources.items() if canonical(known.resource) == wanted), None
+    )
+
+
+def scopes_supported(settings: Settings) -> list[str]:
+    """Every scope of every service, and `offline_access`, which clients ask for and which changes nothing."""
+    return sorted(
+        {scope for known in settings.resources.values() for scope in known.scopes} | {OFFLINE_ACCESS}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CodeCredential:
+    """An authorization code, as Authlib asks about it."""
+
+    code: Code
+
+    @property
+    def code_challenge(self) -> str:
+        """The PKCE challenge."""
+        return self.code.code_challenge
+
+    def get_redirect_uri(self) -> str:
+        """Where the code was sent."""
+        return self.code.redirect_uri
+
+    def get_scope(self) -> str:
+        """What was granted."""
+        return self.code.grant.scope
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshCredential:
+    """A refresh token's grant, as Authlib asks about it."""
+
+    family: Family
+
+    def check_client(self, client: Client) -> bool:
+        """Whether the token is this client's."""
+        return self.family.grant.client_id == client.client_id
+
+    def get_scope(self) -> str:
+        """What was granted."""
+        return self.family.grant.scope
+
+
+class AuthorizationCodeGrant(grants.AuthorizationCodeGrant):
+    """The authorization code grant (RFC 6749 section 4.1)."""
+
+    TOKEN_ENDPOINT_AUTH_METHODS = AUTH_METHODS
+
+    def validate_requested_scope(self) -> None:
+        """Known scopes that are not the service's are refused. Those that opening the service needs come
+        with every grant: clients are bad at asking for more later."""
+        super().validate_requested_scope()
+        baseline = self.server.settings.resources[self.request.service].scopes
+        asked = set((self.request.payload.scope or "").split())
+        if not asked <= {*baseline, OFFLINE_ACCESS}:
+            raise InvalidScopeError("The resource does not have such a scope.")
+        self.request.granted_scope = " ".join([*baseline, *sorted(asked - set(baseline))])
+
+    def save_authorization_code(self, code: str, request: Request) -> None:
+        """Hand the code over; the commit saves it."""
+        self.server.issued_code = code
+
+    def query_authorization_code(self, code: str, client: Client) -> CodeCredential | None:
+        """The code, if this client got it."""
+        held = self.server.code
+        return CodeCredential(held) if held is not None and held.grant.client_id == client.client_id else None
+
+    def delete_authorization_code(self, authorization_code: CodeCredential) -> None:
+        """The commit marks it as used."""
+
+    def authenticate_user(self, authorization_code: CodeCredential) -> Identity | None:
+        """The person, if they may still use the service."""
+        return self.server.identity  # type: ignore[no-any-return]
+
+
+class RefreshTokenGrant(grants.RefreshTokenGrant):
+    """The refresh token grant (RFC 6749 section 6), with rotation (RFC 9700 section 4.14)."""
+
+    TOKEN_ENDPOINT_AUTH_METHODS = AUTH_METHODS
+    INCLUDE_NEW_REFRESH_TOKEN = True
+
+    def validate_token_request(self) -> None:
+        """As Authlib does, and the resource must be the grant's."""
+        super().validate_token_request()
+        same_resource(self.request, self.server.family.grant.resource)
+
+    def authenticate_refresh_token(self, refresh_token: str) -> RefreshCredential | None:
+        """The token's grant, if it has not ended."""
+        return RefreshCredential(self.server.family) if self.server.family is not None else None
+
+    def authenticate_user(self, refresh_token: RefreshCredential) -> Identity:
+        """The person, if they may still use the service."""
+        if self.server.identity is None:
+            raise InvalidGrantError("The user may no longer use this service.")
+        return self.server.identity  # type: ignore[no-any-return]
+
+    def revoke_old_credential(self, refresh_token: RefreshCredential) -> None:
+        """The commit rotates it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RevocableToken:
+    """A token that the revocation endpoint was given, and what revoking it means."""
+
+    client_id: str
+    identifier: str
+
+    def check_client(self, client: Client) -> bool:
+        """Whether the token is this client's."""
+        return self.client_id == client.client_id
+
+
+class Revocation(RevocationEndpoint):
+    """Token revocation (RFC 7009). A hint that is wrong or unknown changes nothing (section 2.1)."""
+
+    CLIENT_AUTH_METHODS = AUTH_METHODS
+
+    def __init__(self, token: RevocableToken | None) -> None:
+        super().__init__(None)
+        self._token = token
+        self.revoked: RevocableToken | None = None
+
+    def check_params(self, request: Request, client: Client) -> None:
+        """A token has to be there."""
+        if "token" not in request.form:
+            raise InvalidRequestError("Missing token in request.")
+
+    def query_token(self, token_string: str, token_type_hint: str | None) -> RevocableToken | None:
+        """The token that was found beforehand."""
+        return self._token
+
+    def revoke_token(self, token: RevocableToken, request: Request) -> None:
+        """Hand the token over; the commit revokes it."""
+        self.revoked = token
+
+
+def token_generator(
+    settings: Settings, keyring: Any, family: Family, refresh_token: str | None
+) -> TokenGenerator:
+    """Makes the tokens of a grant."""
+    return TokenGenerator(
+        settings.issuer,
+        keyring,
+        settings.access_token_seconds,
+        audience=family.grant.resource,
+        family=family.family,
+        auth_time=family.grant.auth_time,
+        refresh_token=refresh_token,
+    )
+
+
+def new_secret(size: int = 32) -> str:
+    """A secret of `size` random bytes, as text."""
+    return secrets.token_urlsafe(size)

@@ -1,0 +1,181 @@
+"""Signing in: the local form, and providers that the browser is sent to."""
+
+import hmac
+import time
+from dataclasses import replace
+
+from authlib.oauth2.rfc6749 import AccessDeniedError, OAuth2Error
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse, Response
+
+from gatehouse_auth.context import Context, client_address, context_of
+from gatehouse_auth.identity.base import Identity, ProviderUnavailable, SignInDenied
+from gatehouse_auth.oauth.server import Transaction, new_secret
+from gatehouse_auth.routes.authorize import (
+    PageError,
+    browser_flow,
+    cookie_name,
+    expired,
+    form_targets,
+    refuse,
+    request_of,
+    submitted_flow,
+)
+from gatehouse_auth.routes.responses import TooManyRequests, limit, send
+from gatehouse_auth.store import Code, Flow, Grant
+
+router = APIRouter()
+WRONG = "The user name or the password is wrong."
+BUSY = "Too many attempts. Wait a moment, then try again."
+
+
+@router.get("/signin/{provider}")
+async def sign_in(request: Request, provider: str) -> Response:
+    """Show the form, or send the browser to the provider."""
+    context = context_of(request)
+    flow_id, flow, csrf = await browser_flow(request, request.query_params.get("flow", ""))
+    if not flow.consented:
+        return RedirectResponse(f"{context.settings.issuer}/consent?flow={flow_id}", 303)
+    if provider in context.password_providers:
+        return _form(context, provider, flow_id, flow, csrf)
+    upstream = context.redirect_providers.get(provider)
+    if upstream is None:
+        raise PageError("There is no such way to sign in", "Start again from the app.", 404)
+    limit(request, "authorize")
+    state, verifier = new_secret(), new_secret(48)
+    if not await context.store.update_flow(
+        flow_id, replace(flow, upstream_state=state, upstream_verifier=verifier)
+    ):
+        expired()
+    return RedirectResponse(
+        upstream.authorization_url(f"{flow_id}.{state}", verifier), 303, {"Cache-Control": "no-store"}
+    )
+
+
+@router.post("/signin/{provider}")
+async def check_password(request: Request, provider: str) -> Response:
+    """Check the form."""
+    context = context_of(request)
+    people = context.password_providers.get(provider)
+    flow_id, flow, fields = await submitted_flow(request)
+    if people is None or not flow.consented:
+        expired()
+    username = fields.data.get("username", "").strip()[:128]
+    csrf = fields.data["csrf"]
+    address = client_address(request)
+    attempts = {"signin": address, "signin_user_address": f"{address} {username}", "signin_user": username}
+    try:
+        for name, key in attempts.items():
+            limit(request, name, key)
+    except TooManyRequests as error:
+        context.log.event("signin", outcome="deny", provider=provider, client=flow.client_id, reason="limit")
+        page = _form(context, provider, flow_id, flow, csrf, username, BUSY, 429)
+        page.headers["Retry-After"] = str(error.wait)
+        return page
+    identity = await people.authenticate(username, fields.data.get("password", ""))
+    if identity is None:
+        context.log.event(
+            "signin", outcome="deny", provider=provider, client=flow.client_id, reason="password"
+        )
+        return _form(context, provider, flow_id, flow, csrf, username, WRONG, 401)
+    for name, key in attempts.items():
+        context.limits[name].give_back(key)
+    return await _finish(context, flow_id, flow, identity)
+
+
+@router.get("/signin/{provider}/callback")
+async def callback(request: Request, provider: str) -> Response:
+    """The browser comes back from a provider. Nothing of its answer but code, error and state is read."""
+    context = context_of(request)
+    upstream = context.redirect_providers.get(provider)
+    flow_id, _, state = request.query_params.get("state", "").partition(".")
+    flow_id, flow, _ = await browser_flow(request, flow_id)
+    if (
+        upstream is None
+        or not flow.consented
+        or not flow.upstream_state
+        or not hmac.compare_digest(flow.upstream_state.encode(), state.encode())
+    ):
+        expired()
+    # The provider's answer counts once.
+    if not await context.store.update_flow(flow_id, replace(flow, upstream_state="")):
+        expired()
+    try:
+        if "code" not in request.query_params:
+            raise SignInDenied("the sign-in was cancelled")
+        identity = await upstream.finish(request.query_params["code"], flow.upstream_verifier)
+    except SignInDenied as error:
+        context.log.event(
+            "signin", outcome="deny", provider=provider, client=flow.client_id, reason=error.reason
+        )
+        return await refuse(context, flow_id, flow, AccessDeniedError(f"{upstream.title}: {error.reason}."))
+    except ProviderUnavailable as error:
+        context.log.event(
+            "signin", "error", outcome="unknown", provider=provider, client=flow.client_id, reason=str(error)
+        )
+        unavailable = OAuth2Error("The identity provider does not answer.", error="temporarily_unavailable")
+        return await refuse(context, flow_id, flow, unavailable)
+    return await _finish(context, flow_id, flow, identity)
+
+
+def _form(
+    context: Context,
+    provider: str,
+    flow_id: str,
+    flow: Flow,
+    csrf: str,
+    username: str = "",
+    problem: str = "",
+    status: int = 200,
+) -> Response:
+    return context.pages.render(
+        "signin.html",
+        status,
+        form_targets(context, flow),
+        title="Sign in",
+        client_name=flow.client_name,
+        service_title=context.settings.resources[flow.service].title or flow.service,
+        provider=provider,
+        username=username,
+        problem=problem,
+        flow=flow_id,
+        csrf=csrf,
+    )
+
+
+async def _finish(context: Context, flow_id: str, flow: Flow, identity: Identity) -> Response:
+    """A person is known: give the client its code, or say that they may not."""
+    record = {"user": identity.user, "client": flow.client_id, "service": flow.service}
+    current = context.entitled(flow.service, identity)
+    if current is None:
+        context.log.event("signin", outcome="deny", reason="not_allowed", **record)
+        denied = AccessDeniedError("You are signed in, but may not use this service. Ask its operator.")
+        return await refuse(context, flow_id, flow, denied)
+    transaction = Transaction(context.settings, await context.clients.get(flow.client_id))
+    asked = request_of(context, flow)
+    try:
+        grant = transaction.get_consent_grant(asked, current)
+    except OAuth2Error:  # the client changed or went while the person signed in
+        expired()
+    reply = transaction.create_authorization_response(asked, current, grant)
+    code = Code(
+        Grant(
+            client_id=flow.client_id,
+            identity=current,
+            service=flow.service,
+            resource=context.settings.resources[flow.service].resource,
+            scope=flow.scope,
+            auth_time=int(time.time()),
+        ),
+        flow.redirect_uri,
+        flow.code_challenge,
+    )
+    if transaction.issued_code is None or not await context.store.finish_flow(
+        flow_id, transaction.issued_code, code
+    ):
+        expired()
+    context.log.event("signin", outcome="allow", provider=identity.provider, **record)
+    response = send(reply)
+    response.status_code = 303
+    response.delete_cookie(cookie_name(flow_id), path="/", secure=True, httponly=True, samesite="lax")
+    return response

@@ -1,0 +1,197 @@
+"""The token endpoint (RFC 6749 section 3.2) and revocation (RFC 7009)."""
+
+import base64
+import hashlib
+import hmac
+import re
+from typing import Any
+
+from authlib.oauth2.rfc6749 import InvalidGrantError, OAuth2Error
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from gatehouse_auth.context import Context, context_of
+from gatehouse_auth.oauth.client import Client
+from gatehouse_auth.oauth.messages import Reply, presented_client_id
+from gatehouse_auth.oauth.messages import Request as OAuthRequest
+from gatehouse_auth.oauth.server import (
+    RevocableToken,
+    Revocation,
+    Transaction,
+    new_secret,
+    service_of,
+    token_generator,
+)
+from gatehouse_auth.oauth.tokens import InvalidAccessToken, TokenVerifier, audience_of
+from gatehouse_auth.routes.responses import form, limit, send
+from gatehouse_auth.store import Code, Family, UsedCode, digest
+
+router = APIRouter()
+REFRESH = re.compile(r"ghr_([A-Za-z0-9_-]{22})([A-Za-z0-9_-]{43})\Z")
+
+
+@router.post("/token")
+async def token(request: Request) -> Response:
+    """Trade a code or a refresh token for tokens."""
+    limit(request, "token")
+    context = context_of(request)
+    asked, client, refusal = await _asked(request, context)
+    if asked is None:
+        return send(refusal)
+    transaction = Transaction(context.settings, client)
+    if asked.payload.grant_type == "refresh_token":
+        reply = await _refresh(context, transaction, asked)
+    else:
+        reply = await _exchange(context, transaction, asked)
+    family = transaction.family
+    body = reply.body if isinstance(reply.body, dict) else dict(reply.body)
+    context.log.event(
+        "token",
+        outcome="allow" if reply.status == 200 else "deny",
+        grant=asked.payload.grant_type if reply.status == 200 else None,
+        client=client.client_id if client else None,
+        user=family.grant.identity.user if family else None,
+        service=family.grant.service if family else None,
+        reason=body.get("error"),
+    )
+    return send(reply)
+
+
+@router.post("/revoke")
+async def revoke(request: Request) -> Response:
+    """Revoke a token (RFC 7009): a refresh token with all that its grant gave, an access token alone."""
+    limit(request, "token")
+    context = context_of(request)
+    asked, client, refusal = await _asked(request, context)
+    if asked is None:
+        return send(refusal)
+    endpoint = Revocation(await _revocable(context, asked.form.get("token", "")))
+    transaction = Transaction(context.settings, client)
+    transaction.register_endpoint(endpoint)
+    reply: Reply = transaction.create_endpoint_response("revocation", asked)
+    if endpoint.revoked is not None:
+        await context.store.revoke(endpoint.revoked.identifier)
+    context.log.event(
+        "revocation",
+        outcome="allow" if reply.status == 200 else "deny",
+        client=client.client_id if client else None,
+        found=endpoint.revoked is not None,
+    )
+    return send(reply)
+
+
+async def _asked(request: Request, context: Context) -> tuple[OAuthRequest | None, Client | None, Reply]:
+    """The request as Authlib takes it with the client that it names, or a refusal."""
+    try:
+        parameters = await form(request)
+        parameters.check()
+        client_id = presented_client_id(request.headers, parameters)
+    except OAuth2Error as error:
+        return None, None, Reply(*error())
+    asked = OAuthRequest("POST", context.settings.issuer + request.url.path, request.headers, parameters)
+    return asked, await context.clients.get(client_id), Reply(500, {})
+
+
+async def _exchange(context: Context, transaction: Transaction, asked: OAuthRequest) -> Reply:
+    """The authorization code grant, and whatever grant there is not."""
+    code = asked.form.get("code", "")
+    held = await context.store.code(code) if code and transaction.client is not None else None
+    family_secret, secret = new_secret(16), new_secret()
+    if isinstance(held, Code):
+        transaction.code = held
+        transaction.identity = context.entitled(held.grant.service, held.grant.identity)
+        transaction.family = Family(_family_id(family_secret), held.grant)
+        transaction.register_token_generator(
+            "default",
+            token_generator(
+                context.settings, context.keyring, transaction.family, f"ghr_{family_secret}{secret}"
+            ),
+        )
+    reply: Reply = transaction.create_token_response(asked)
+    if isinstance(held, UsedCode):
+        # Authlib has refused it, for this reason or another: a code that is shown twice has been copied.
+        if dict(reply.body).get("error") == "invalid_grant":
+            await _replayed(context, transaction, held)
+        return reply
+    if reply.status != 200 or transaction.family is None:
+        return reply
+    refresh_digest = digest(secret) if "refresh_token" in reply.body else None
+    in_the_way = await context.store.redeem_code(code, transaction.family, refresh_digest)
+    if in_the_way is None:
+        return reply
+    if in_the_way.family:
+        await _replayed(context, transaction, in_the_way)
+    return _invalid_grant(transaction, asked)
+
+
+async def _refresh(context: Context, transaction: Transaction, asked: OAuthRequest) -> Reply:
+    """The refresh token grant. The presented secret is judged by the commit, together with the rotation."""
+    parts = REFRESH.match(asked.form.get("refresh_token", ""))
+    if parts is None or transaction.client is None:
+        refused: Reply = transaction.create_token_response(asked)
+        return refused
+    family_secret, secret = parts.groups()
+    family = await context.store.family(_family_id(family_secret))
+    salt = new_secret()
+    if family is not None:
+        transaction.family = family
+        transaction.identity = context.entitled(family.grant.service, family.grant.identity)
+        transaction.register_token_generator(
+            "default",
+            token_generator(
+                context.settings, context.keyring, family, f"ghr_{family_secret}{_successor(secret, salt)}"
+            ),
+        )
+    reply: Reply = transaction.create_token_response(asked)
+    if reply.status != 200 or family is None:
+        return reply
+    outcome, counting = await context.store.rotate_refresh(
+        family, digest(secret), digest(_successor(secret, salt)), salt
+    )
+    if outcome == "replayed":
+        await _replayed(context, transaction, UsedCode(family.family))
+    if outcome != "done":
+        return _invalid_grant(transaction, asked)
+    reply.body["refresh_token"] = f"ghr_{family_secret}{_successor(secret, counting)}"
+    return reply
+
+
+def _family_id(family_secret: str) -> str:
+    """What a grant is called where others can see it. Who shows the secret part has held one of its
+    refresh tokens."""
+    return digest(family_secret)[:32]
+
+
+def _successor(secret: str, salt: str) -> str:
+    """The secret of the refresh token that follows. Only salts and digests are stored, and still whoever
+    holds the one before can be given the same successor again."""
+    derived = hmac.new(secret.encode(), salt.encode(), hashlib.sha256).digest()
+    return base64.urlsafe_b64encode(derived).rstrip(b"=").decode()
+
+
+def _invalid_grant(transaction: Transaction, asked: OAuthRequest) -> Reply:
+    return transaction.handle_error_response(asked, InvalidGrantError())
+
+
+async def _replayed(context: Context, transaction: Transaction, used: UsedCode) -> None:
+    """Revoke what a replayed code or refresh token had given (RFC 9700 sections 2.1.1 and 4.14)."""
+    await context.store.revoke(used.family)
+    client: Any = transaction.client
+    context.log.event("replay", "warning", client=client.client_id, family=used.family)
+
+
+async def _revocable(context: Context, shown: str) -> RevocableToken | None:
+    """The token that is to be revoked, if it is one of ours and alive."""
+    parts = REFRESH.match(shown)
+    if parts is not None:
+        family = await context.store.family(_family_id(parts[1]))
+        return None if family is None else RevocableToken(family.grant.client_id, family.family)
+    service = service_of(context.settings, audience_of(shown))
+    if service is None:
+        return None
+    audience = context.settings.resources[service].resource
+    try:
+        accepted = TokenVerifier(context.settings.issuer, context.keyring, audience).verify(shown)
+    except InvalidAccessToken:
+        return None
+    return RevocableToken(accepted.client_id, accepted.token_id)

@@ -1,0 +1,7 @@
+-- A finished sign-in becomes one authorization code, once.
+-- KEYS: flow, code   ARGV: code record, seconds that the code lives
+if redis.call('DEL', KEYS[1]) == 0 then
+  return 0
+end
+redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[2])
+return 1

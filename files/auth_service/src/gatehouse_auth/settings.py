@@ -1,0 +1,317 @@
+"""Configuration from the environment, and secrets from the credentials directory.
+
+Everything is checked once, before a socket is opened. A problem is a sentence that names the variable
+and what to do, and never quotes a value: a value may be a secret in the wrong place.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from gatehouse_auth.keyring import Keyring, KeyringError
+
+SERVICE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
+LOCAL_USER = re.compile(r"[A-Za-z0-9._@+-]{1,128}\Z")
+SCOPE_TOKEN = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+\Z")
+LISTEN = re.compile(r"(\d{1,3}(?:\.\d{1,3}){3}|\[[0-9a-fA-F:]+\]|localhost):(\d{1,5})\Z")
+
+# The subject of the health probe's tokens; no person may have this name.
+PROBE = "gatehouse-probe"
+
+
+class ConfigurationError(Exception):
+    """Configuration that the service cannot run with; `problems` has one sentence for each fault."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+def _origin(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme != "https" or not parts.hostname or value != f"https://{parts.netloc}".lower():
+        raise ValueError("must be a lower-case https origin without a path or a trailing slash")
+    return value
+
+
+def _web_origin(value: str) -> str:
+    parts = urlsplit(value)
+    if (
+        parts.scheme not in ("https", "http")
+        or not parts.hostname
+        or value != f"{parts.scheme}://{parts.netloc}"
+    ):
+        raise ValueError("must be a web origin such as https://app.example.com, without a path")
+    return value
+
+
+def _resource(value: str) -> str:
+    parts = urlsplit(value)
+    if (
+        parts.scheme != "https"
+        or not parts.hostname
+        or "@" in parts.netloc
+        or parts.query
+        or "#" in value
+        or value.endswith("/")
+        or not value.isascii()
+    ):
+        raise ValueError("must be an https URL without a trailing slash, a query, or a fragment")
+    return value
+
+
+def _base_url(value: str) -> str:
+    parts = urlsplit(value)
+    loopback = parts.hostname in ("127.0.0.1", "::1", "localhost")
+    if not parts.hostname or parts.scheme not in (("https", "http") if loopback else ("https",)):
+        raise ValueError("must be an https URL (http only on a loopback address)")
+    return value.rstrip("/")
+
+
+def _scopes(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(SCOPE_TOKEN.match(scope) for scope in value) or "offline_access" in value:
+        raise ValueError("must be scope tokens (RFC 6749 appendix A.4); offline_access is not a resource's")
+    return value
+
+
+def _lower(value: frozenset[str]) -> frozenset[str]:
+    return frozenset(item.lower() for item in value)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AllowList(_Model):
+    """Who may use a service. Empty lets no one in; `everyone` has to be spelled out."""
+
+    users: frozenset[str] = frozenset()
+    emails: Annotated[frozenset[str], AfterValidator(_lower)] = frozenset()
+    groups: frozenset[str] = frozenset()
+    everyone: bool = False
+
+
+class Resource(_Model):
+    """One protected MCP service: its RFC 8707 identifier, and what a token needs to open it."""
+
+    resource: Annotated[str, AfterValidator(_resource)]
+    title: str = ""
+    scopes: Annotated[tuple[str, ...], AfterValidator(_scopes)] = ("mcp",)
+    allow: AllowList | None = None
+    origins: frozenset[Annotated[str, AfterValidator(_web_origin)]] = frozenset()
+
+
+class LocalProvider(_Model):
+    """People in the credential `users.json`."""
+
+    title: str = "Local account"
+
+
+class GitHubProvider(_Model):
+    """A GitHub OAuth App. `orgs` and `teams` (`org/team`) narrow who may sign in, and become groups."""
+
+    title: str = "GitHub"
+    client_id: str = Field(min_length=1)
+    orgs: frozenset[str] = frozenset()
+    teams: frozenset[str] = frozenset()
+    base_url: Annotated[str, AfterValidator(_base_url)] = "https://github.com"
+    api_url: Annotated[str, AfterValidator(_base_url)] = "https://api.github.com"
+
+
+class Providers(_Model):
+    local: LocalProvider | None = None
+    github: GitHubProvider | None = None
+
+    @model_validator(mode="after")
+    def _one_at_least(self) -> Self:
+        if self.local is None and self.github is None:
+            raise ValueError("must name at least one identity provider")
+        return self
+
+
+class StaticClient(_Model):
+    """A client from inventory. Its secret, when it has one, is the credential `client_<client_id>`."""
+
+    client_name: str
+    redirect_uris: tuple[str, ...] = Field(min_length=1)
+    token_endpoint_auth_method: Literal["none", "client_secret_basic", "client_secret_post"] = "none"
+
+
+class Settings(BaseSettings):
+    """The environment of the auth service (docs/contracts.md). Durations are in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="GATEHOUSE_", frozen=True, extra="ignore")
+
+    issuer: Annotated[str, AfterValidator(_origin)]
+    listen: str = "127.0.0.1:18000"
+    redis_url: str = "redis://auth@127.0.0.1:6379/0"
+    resources: dict[str, Resource]
+    allow: AllowList = AllowList()
+    providers: Providers
+    clients: dict[str, StaticClient] = {}
+    access_token_seconds: int = Field(default=3600, ge=60, le=86400)
+    refresh_token_seconds: int = Field(default=2592000, ge=3600)
+    drain_seconds: int = Field(default=20, ge=1, le=600)
+    refresh_grace_seconds: int = Field(default=30, ge=0, le=300)
+    redis_grace_seconds: int = Field(default=300, ge=0, le=3600)
+    client_documents: bool = False
+    custom_redirects: frozenset[str] = frozenset({"cursor://anysphere.cursor-mcp/oauth/callback"})
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name in self.resources:
+            if not SERVICE_NAME.match(name):
+                raise ValueError("resources: a service's name must be a DNS label in lower case")
+        identifiers = [resource.resource for resource in self.resources.values()]
+        if len(set(identifiers)) != len(identifiers):
+            raise ValueError("resources: two services have the same resource")
+        if not self.addresses:
+            raise ValueError("listen: must be host:port, or several with commas between")
+        if urlsplit(self.redis_url).password:
+            raise ValueError("redis_url: the password belongs into the credential redis_password")
+        return self
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Where to listen. Several loopback addresses spread Traefik's two idle connections per address."""
+        found = [LISTEN.match(part.strip()) for part in self.listen.split(",")]
+        if not all(found):
+            return []
+        return [(match[1].strip("[]"), int(match[2])) for match in found if match]
+
+    def allow_list(self, service: str) -> AllowList:
+        """The allow-list in force for a service: its own, or else the general one."""
+        own = self.resources[service].allow
+        return self.allow if own is None else own
+
+
+class LocalUser(_Model):
+    """One entry of `users.json`."""
+
+    password_hash: str = Field(pattern=r"^\$argon2id\$")
+    name: str = ""
+    email: str = ""
+    groups: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """What the unit receives by `LoadCredential=`."""
+
+    keyring: Keyring
+    redis_password: str = field(repr=False)
+    github_client_secret: str = field(repr=False)
+    users: dict[str, LocalUser] = field(repr=False)
+    clients: dict[str, str] = field(repr=False)
+
+
+def load_settings() -> Settings:
+    """Settings from the environment.
+
+    Raises:
+        ConfigurationError: with a sentence for each variable that is wrong.
+    """
+    try:
+        return Settings()  # type: ignore[call-arg]  # the environment gives them
+    except SettingsError as error:
+        name = re.search(r'field "(\w+)"', str(error))
+        variable = f"GATEHOUSE_{name[1].upper()}" if name else "a GATEHOUSE_ variable"
+        raise ConfigurationError([f"{variable} must be valid JSON of the documented form"]) from None
+    except ValidationError as error:
+        raise ConfigurationError([_sentence(problem) for problem in error.errors()]) from None
+
+
+def _sentence(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    message = problem["msg"].removeprefix("Value error, ")
+    if not location:  # raised by _consistent, which names the field itself
+        name, _, message = message.partition(": ")
+        location = [name]
+    return f"GATEHOUSE_{location[0].upper()}{''.join(f'[{part}]' for part in location[1:])}: {message}"
+
+
+def load_keyring() -> Keyring:
+    """The signing keys alone, for the admin command.
+
+    Raises:
+        ConfigurationError: the credential is missing or wrong.
+    """
+    credentials = _Credentials()
+    keyring = credentials.keyring()
+    credentials.done()
+    return keyring
+
+
+def load_secrets(settings: Settings) -> Secrets:
+    """Secrets from `$CREDENTIALS_DIRECTORY`.
+
+    Raises:
+        ConfigurationError: with a sentence for each credential that is missing or wrong.
+    """
+    credentials = _Credentials()
+    secrets = Secrets(
+        keyring=credentials.keyring(),
+        redis_password=credentials.text("redis_password"),
+        github_client_secret=credentials.text("github_client_secret") if settings.providers.github else "",
+        users=credentials.users() if settings.providers.local else {},
+        clients={
+            client_id: credentials.text(f"client_{client_id}")
+            for client_id, client in settings.clients.items()
+            if client.token_endpoint_auth_method != "none"
+        },
+    )
+    credentials.done()
+    return secrets
+
+
+class _Credentials:
+    """Reads credentials and gathers what is wrong with them."""
+
+    def __init__(self) -> None:
+        self._folder = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"))
+        self._problems: list[str] = []
+
+    def text(self, name: str) -> str:
+        try:
+            value = (self._folder / name).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            value = ""
+        if not value:
+            self._problems.append(f"credential {name} must be a readable, non-empty file (LoadCredential=)")
+        return value
+
+    def keyring(self) -> Keyring:
+        try:
+            return Keyring.parse(self.text("keyring.json"))
+        except KeyringError as error:
+            self._problems.append(f"credential keyring.json: {error}")
+            return Keyring([])
+
+    def users(self) -> dict[str, LocalUser]:
+        text = self.text("users.json")
+        if not text:
+            return {}
+        try:
+            users = {name: LocalUser.model_validate(entry) for name, entry in json.loads(text).items()}
+        except (ValueError, AttributeError):
+            self._problems.append(
+                "credential users.json must be a JSON object of users, each with password_hash "
+                "($argon2id$...), name, email, and groups"
+            )
+            return {}
+        if any(not LOCAL_USER.match(name) or name == PROBE for name in users):
+            self._problems.append(
+                f"credential users.json: a user's name has letters, digits and ._@+- only, and is not {PROBE}"
+            )
+        return users
+
+    def done(self) -> None:
+        if self._problems:
+            raise ConfigurationError(list(dict.fromkeys(self._problems)))

@@ -1,0 +1,315 @@
+"""What the nodes share, in Redis: clients, sign-ins under way, codes, grants, and revocations.
+
+Every key begins with `gh:` and carries a time to live. Secrets are stored as SHA-256 digests. Whatever
+must happen once happens in one script, and a script that is repeated because its reply was lost gives the
+same answer, so that the client library may try again.
+"""
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, cast
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.exceptions import RedisError
+
+from gatehouse_auth.identity.base import Identity
+
+REVOCATIONS = "gh:revocations"
+CODE_SECONDS = 60
+FLOW_SECONDS = 600
+UNUSED_CLIENT_SECONDS = 86400
+UNUSED_CLIENTS = 50_000
+# A client outlives the refresh tokens that it holds by this much.
+CLIENT_MARGIN_SECONDS = 7 * 86400
+
+
+def digest(secret: str) -> str:
+    """How a secret is stored and looked up: its SHA-256 in hexadecimal."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+class StoreUnavailable(Exception):  # noqa: N818 - it is an answer: 503, and nothing was consumed
+    """Redis does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A sign-in under way, bound to one browser by the digest of its cookie."""
+
+    client_id: str
+    client_name: str
+    redirect_uri: str
+    state: str | None
+    scope: str
+    service: str
+    code_challenge: str
+    browser: str
+    consented: bool = False
+    upstream_state: str = ""
+    upstream_verifier: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a person has granted a client: it may use one service, with these scopes."""
+
+    client_id: str
+    identity: Identity
+    service: str
+    resource: str
+    scope: str
+    auth_time: int
+
+    def as_fields(self) -> dict[str, str]:
+        """The grant as fields of a Redis hash."""
+        return {
+            "client_id": self.client_id,
+            "identity": json.dumps(self.identity.as_dict()),
+            "service": self.service,
+            "resource": self.resource,
+            "scope": self.scope,
+            "auth_time": str(self.auth_time),
+        }
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, str]) -> "Grant":
+        """The grant of `as_fields`."""
+        return cls(
+            client_id=fields["client_id"],
+            identity=Identity.from_dict(json.loads(fields["identity"])),
+            service=fields["service"],
+            resource=fields["resource"],
+            scope=fields["scope"],
+            auth_time=int(fields["auth_time"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """An authorization code that has not been used."""
+
+    grant: Grant
+    redirect_uri: str
+    code_challenge: str
+
+
+@dataclass(frozen=True, slots=True)
+class UsedCode:
+    """The mark of an authorization code that has been used, and the grant that it gave."""
+
+    family: str
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A grant with its line of refresh tokens, of which only digests are known."""
+
+    family: str
+    grant: Grant
+
+
+def connect(url: str, password: str, *, stream: bool = False) -> "Redis":
+    """A client for commands, or for the revocation stream.
+
+    Commands are repeated once after a broken connection or a time-out, since every script bears it. The
+    stream is never mended behind our back: a gap in it has to be seen.
+    """
+    retry = Retry(NoBackoff(), 0) if stream else Retry(ExponentialBackoff(cap=0.1, base=0.02), 1)
+    pool = BlockingConnectionPool.from_url(
+        url,
+        password=password,
+        protocol=2,
+        decode_responses=True,
+        driver_info=None,
+        socket_connect_timeout=1.0,
+        socket_timeout=1.0,
+        max_connections=4 if stream else 32,
+        timeout=2.0,
+        retry=retry,
+    )
+    return Redis.from_pool(pool)
+
+
+class Store:
+    """The questions that the service asks of Redis. Every method raises StoreUnavailable for a fault."""
+
+    def __init__(
+        self, redis: "Redis", *, access_seconds: int, refresh_seconds: int, grace_seconds: int
+    ) -> None:
+        self._redis = redis
+        self._access_seconds = access_seconds
+        self._refresh_seconds = refresh_seconds
+        self._grace_seconds = grace_seconds
+        folder = resources.files(__package__) / "scripts"
+        self._scripts = {
+            name: redis.register_script((folder / f"{name}.lua").read_text("utf-8"))
+            for name in ("finish_flow", "redeem_code", "rotate_refresh", "revoke", "register_client")
+        }
+
+    async def _run(self, script: str, keys: list[str], args: list[str | int]) -> Any:
+        try:
+            return await self._scripts[script](keys=keys, args=args)
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(type(error).__name__) from error
+
+    async def _do(self, *command: str | int) -> Any:
+        try:
+            return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(type(error).__name__) from error
+
+    async def ping(self) -> None:
+        """Ask whether Redis answers."""
+        await self._do("PING")
+
+    # Clients (RFC 7591, RFC 7592)
+
+    async def register_client(self, client_id: str, record: dict[str, Any]) -> None:
+        """Save a new registration, which expires unless it is used."""
+        await self._run(
+            "register_client",
+            [f"gh:client:{client_id}", "gh:clients:unused"],
+            [json.dumps(record), UNUSED_CLIENT_SECONDS, int(time.time()), UNUSED_CLIENTS],
+        )
+
+    async def client(self, client_id: str) -> dict[str, Any] | None:
+        """A registration, or None."""
+        record = await self._do("GET", f"gh:client:{client_id}")
+        return None if record is None else cast(dict[str, Any], json.loads(record))
+
+    async def update_client(self, client_id: str, record: dict[str, Any]) -> bool:
+        """Replace a registration that exists; its time to live stays."""
+        return (
+            await self._do("SET", f"gh:client:{client_id}", json.dumps(record), "XX", "KEEPTTL") is not None
+        )
+
+    async def delete_client(self, client_id: str) -> None:
+        """Forget a registration. Its refresh tokens die with it, since a token needs its client."""
+        await self._do("DEL", f"gh:client:{client_id}")
+        await self._do("ZREM", "gh:clients:unused", f"gh:client:{client_id}")
+
+    # Client ID Metadata Documents
+
+    async def document(self, url: str) -> dict[str, Any] | None:
+        """The copy of a client's document, or None."""
+        record = await self._do("GET", f"gh:document:{digest(url)}")
+        return None if record is None else cast(dict[str, Any], json.loads(record))
+
+    async def save_document(self, url: str, record: dict[str, Any]) -> None:
+        """Keep a copy for as long as a grant of the client can live."""
+        seconds = self._refresh_seconds + CLIENT_MARGIN_SECONDS
+        await self._do("SET", f"gh:document:{digest(url)}", json.dumps(record), "EX", seconds)
+
+    async def forget_document(self, url: str) -> None:
+        """Drop the copy of a document that is gone."""
+        await self._do("DEL", f"gh:document:{digest(url)}")
+
+    # Sign-ins under way
+
+    async def save_flow(self, flow_id: str, flow: Flow) -> None:
+        """Save a sign-in for ten minutes."""
+        record = json.dumps({name: getattr(flow, name) for name in Flow.__slots__})
+        await self._do("SET", f"gh:flow:{digest(flow_id)}", record, "EX", FLOW_SECONDS)
+
+    async def update_flow(self, flow_id: str, flow: Flow) -> bool:
+        """Replace a sign-in that is still under way, and keep its time."""
+        record = json.dumps({name: getattr(flow, name) for name in Flow.__slots__})
+        return await self._do("SET", f"gh:flow:{digest(flow_id)}", record, "XX", "KEEPTTL") is not None
+
+    async def flow(self, flow_id: str) -> Flow | None:
+        """A sign-in that is still under way, or None."""
+        record = await self._do("GET", f"gh:flow:{digest(flow_id)}")
+        return None if record is None else Flow(**json.loads(record))
+
+    async def drop_flow(self, flow_id: str) -> None:
+        """End a sign-in without a code."""
+        await self._do("DEL", f"gh:flow:{digest(flow_id)}")
+
+    async def finish_flow(self, flow_id: str, code: str, record: Code) -> bool:
+        """Turn a sign-in into a code; False when it was no longer under way."""
+        value = json.dumps(
+            {
+                **record.grant.as_fields(),
+                "redirect_uri": record.redirect_uri,
+                "challenge": record.code_challenge,
+            }
+        )
+        keys = [f"gh:flow:{digest(flow_id)}", f"gh:code:{digest(code)}"]
+        return bool(await self._run("finish_flow", keys, [value, CODE_SECONDS]))
+
+    # Codes and refresh tokens
+
+    async def code(self, code: str) -> Code | UsedCode | None:
+        """What is known of an authorization code."""
+        held = await self._do("GET", f"gh:code:{digest(code)}")
+        if held is None:
+            return None
+        if held.startswith("used:"):
+            return UsedCode(held.removeprefix("used:"))
+        fields = json.loads(held)
+        return Code(Grant.from_fields(fields), fields["redirect_uri"], fields["challenge"])
+
+    async def redeem_code(self, code: str, family: Family, refresh_digest: str | None) -> UsedCode | None:
+        """Use a code up. Gives None when that is done, and otherwise what stands in the way: a mark of
+        another use, or UsedCode('') when the code is gone."""
+        answer = await self._run(
+            "redeem_code",
+            [f"gh:code:{digest(code)}", f"gh:family:{family.family}", f"gh:client:{family.grant.client_id}"],
+            [
+                family.family,
+                self._access_seconds,
+                self._refresh_seconds,
+                self._refresh_seconds + CLIENT_MARGIN_SECONDS,
+                refresh_digest or "",
+                *(item for pair in family.grant.as_fields().items() for item in pair),
+            ],
+        )
+        if answer == "done":
+            return None
+        return UsedCode("" if answer == "gone" else answer.removeprefix("used:"))
+
+    async def family(self, family: str) -> Family | None:
+        """A grant that has not ended, or None."""
+        fields = await self._do("HGETALL", f"gh:family:{family}")
+        return Family(family, Grant.from_fields(fields)) if fields else None
+
+    async def rotate_refresh(
+        self, family: Family, presented: str, successor: str, salt: str
+    ) -> tuple[str, str]:
+        """Rotate a refresh token, by digests.
+
+        Returns:
+            `("done", salt)` with the salt of the successor that counts, `("gone", "")`, or
+            `("replayed", "")`.
+        """
+        outcome, held = await self._run(
+            "rotate_refresh",
+            [f"gh:family:{family.family}", f"gh:client:{family.grant.client_id}"],
+            [
+                presented,
+                successor,
+                salt,
+                self._grace_seconds * 1000,
+                self._refresh_seconds,
+                self._refresh_seconds + CLIENT_MARGIN_SECONDS,
+            ],
+        )
+        return outcome, held
+
+    # Revocation
+
+    async def revoke(self, identifier: str) -> None:
+        """Revoke a grant (by its family) or one access token (by its `jti`) on every node, at once."""
+        # An access token can be valid for a moment longer than its lifetime: clocks differ.
+        seconds = self._access_seconds + 120
+        keys = [f"gh:revoked:{identifier}", f"gh:family:{identifier}"]
+        await self._run("revoke", keys, [identifier, seconds, REVOCATIONS])
+
+    async def revoked(self, *identifiers: str) -> bool:
+        """Whether any of these has been revoked."""
+        return bool(await self._do("EXISTS", *(f"gh:revoked:{identifier}" for identifier in identifiers)))

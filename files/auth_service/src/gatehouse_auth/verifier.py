@@ -1,0 +1,200 @@
+"""Access tokens that were found good, and the stream that says when one no longer is.
+
+A token is verified once and then known by its SHA-256. What was found holds while the stream of
+revocations is unbroken; when it breaks, every finding is asked about again before it counts. Only while
+Redis does not answer at all does a finding count on its own, for a configured time.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from gatehouse_auth.audit import Log
+from gatehouse_auth.oauth.tokens import LEEWAY_SECONDS, AccessToken
+from gatehouse_auth.store import REVOCATIONS, Store, StoreUnavailable
+
+# A stream that says nothing for BEAT is asked, and is lost when the answer takes as long again twice over.
+BEAT_SECONDS = 0.05
+RETRY_SECONDS = 0.1
+ASK_SECONDS = 0.25
+ENTRIES = 100_000
+
+
+class RevocationStream:
+    """Listens to revocations. `generation` changes whenever one may have been missed."""
+
+    def __init__(self, redis: "Redis", log: Log, on_revoked: Callable[[str], None]) -> None:
+        self._redis = redis
+        self._log = log
+        self._on_revoked = on_revoked
+        self.synced = False
+        self.away = False
+        self.generation = 0
+        self.events = 0
+        self.lost_at = time.monotonic()
+
+    async def run(self) -> None:
+        """Listen until cancelled."""
+        while True:
+            try:
+                await self._listen()
+            except (RedisError, OSError, TimeoutError) as error:
+                if self.synced:
+                    self._log.event("revocation_stream_lost", "warning", reason=type(error).__name__)
+                    self._lose()
+                else:
+                    self.away = True
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def _lose(self) -> None:
+        self.synced = False
+        self.generation += 1
+        self.events += 1
+        self.lost_at = time.monotonic()
+
+    async def _listen(self) -> None:
+        async with self._redis.pubsub() as channel:
+            await channel.subscribe(REVOCATIONS)
+            waiting = 0
+            while True:
+                message = await channel.get_message(timeout=BEAT_SECONDS)
+                if message is None:
+                    if waiting == 2:
+                        raise TimeoutError
+                    if waiting == 0:
+                        await channel.ping()
+                    waiting += 1
+                    continue
+                waiting = 0
+                if message["type"] == "message":
+                    self.events += 1
+                    self._on_revoked(message["data"])
+                elif message["type"] == "subscribe":
+                    self.synced, self.away = True, False
+                    self._log.event("revocation_stream_ready")
+
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Finding(Generic[T]):
+    """A token that was found good for one service, and what the check answers to it."""
+
+    token: AccessToken
+    answer: T
+    generation: int
+    confirmed: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """By what it can be revoked: itself, its grant, its client."""
+        return tuple(filter(None, (self.token.token_id, self.token.family, self.token.client_id)))
+
+
+class Findings(Generic[T]):
+    """The findings for all services of one node."""
+
+    def __init__(self, store: Store, redis: "Redis", log: Log, grace_seconds: int) -> None:
+        self._store = store
+        self._grace = grace_seconds
+        self._found: dict[tuple[str, bytes], Finding[T]] = {}
+        self._by_name: dict[str, set[tuple[str, bytes]]] = {}
+        self.stream = RevocationStream(redis, log, self._drop)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def known(self, service: str, token: bytes) -> Finding[T] | None:
+        """The finding, if nothing needs to be asked. The hot path."""
+        found = self._found.get((service, hashlib.sha256(token).digest()))
+        if (
+            found is not None
+            and found.generation == self.stream.generation
+            and self.stream.synced
+            and time.time() < found.token.expires + LEEWAY_SECONDS
+        ):
+            return found
+        return None
+
+    async def find(
+        self, service: str, token: bytes, judge: Callable[[], tuple[AccessToken, T]]
+    ) -> Finding[T] | None:
+        """The finding after asking, or None when the token has been revoked.
+
+        Args:
+            judge: verifies the token and gives the answer to it; raises what it raises.
+
+        Raises:
+            StoreUnavailable: it cannot be known, and no finding is young enough.
+        """
+        key = (service, hashlib.sha256(token).digest())
+        before = self._found.get(key)
+        if before is None or time.time() >= before.token.expires + LEEWAY_SECONDS:
+            self._forget(key)
+            before = None
+            accepted, answer = judge()
+            found = Finding(accepted, answer, -1, 0.0)
+        else:
+            found = before
+        stream = self.stream
+        mark = (stream.synced, stream.generation, stream.events)
+        try:
+            revoked = await self._revoked(found.names)
+        except StoreUnavailable:
+            if before is not None and time.monotonic() - self._last_known(before) <= self._grace:
+                return before
+            raise
+        if revoked:
+            self._forget(key)
+            return None
+        # A revocation that came in while the answer was under way is not in it: then the finding counts
+        # for this request, and is asked about at the next.
+        unbroken = stream.synced and mark == (True, stream.generation, stream.events)
+        found.generation = stream.generation if unbroken else -1
+        found.confirmed = time.monotonic()
+        self._keep(key, found)
+        return found
+
+    async def _revoked(self, names: tuple[str, ...]) -> bool:
+        if self.stream.away:
+            raise StoreUnavailable("away")
+        if not names:
+            return False
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                return await self._store.revoked(*names)
+        except TimeoutError:
+            raise StoreUnavailable("slow") from None
+
+    def _last_known(self, found: Finding[T]) -> float:
+        """Until when the finding is known to have held: as long as the stream did, or when last asked."""
+        covered = not self.stream.synced and found.generation == self.stream.generation - 1
+        return self.stream.lost_at if covered and found.generation >= 0 else found.confirmed
+
+    def _keep(self, key: tuple[str, bytes], found: Finding[T]) -> None:
+        if key not in self._found:
+            if len(self._found) >= ENTRIES:
+                self._forget(next(iter(self._found)))
+            self._found[key] = found
+            for name in found.names:
+                self._by_name.setdefault(name, set()).add(key)
+
+    def _forget(self, key: tuple[str, bytes]) -> None:
+        found = self._found.pop(key, None)
+        for name in found.names if found is not None else ():
+            keys = self._by_name.get(name)
+            if keys is not None:
+                keys.discard(key)
+                if not keys:
+                    del self._by_name[name]
+
+    def _drop(self, name: str) -> None:
+        for key in list(self._by_name.get(name, ())):
+            self._forget(key)

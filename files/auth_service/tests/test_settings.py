@@ -1,0 +1,102 @@
+"""Configuration that is wrong: exit status 78, a sentence for each variable, and never a value."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Fleet, keyring
+from test_faults import run
+
+from gatehouse_auth.settings import ConfigurationError, load_secrets, load_settings
+
+SECRET = "s3cr3t-value"
+
+
+@pytest.fixture
+def configured(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A good configuration in this process; gives the credentials' folder."""
+    for name, value in fleet.environment.items():
+        monkeypatch.setenv(name, value)
+    for name, value in fleet.credentials.items():
+        (tmp_path / name).write_text(value)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    return tmp_path
+
+
+def test_a_good_configuration(configured: Path) -> None:
+    settings = load_settings()
+    secrets = load_secrets(settings)
+    assert settings.addresses == [("127.0.0.1", 18000)]
+    assert "machine-secret" not in repr(secrets)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("GATEHOUSE_ISSUER", f"http://{SECRET}.example.test"),
+        ("GATEHOUSE_ISSUER", f"https://{SECRET}.example.test/path"),
+        ("GATEHOUSE_ISSUER", ""),
+        ("GATEHOUSE_RESOURCES", SECRET),
+        ("GATEHOUSE_RESOURCES", json.dumps({"Echo!": {"resource": "https://e.example.test/mcp"}})),
+        ("GATEHOUSE_RESOURCES", json.dumps({"echo": {"resource": f"https://{SECRET}.example.test/mcp/"}})),
+        ("GATEHOUSE_RESOURCES", json.dumps({"echo": {"resource": "https://e.example.test", SECRET[:3]: 1}})),
+        (
+            "GATEHOUSE_RESOURCES",
+            json.dumps({"a": {"resource": "https://e.test"}, "b": {"resource": "https://e.test"}}),
+        ),
+        ("GATEHOUSE_PROVIDERS", "{}"),
+        (
+            "GATEHOUSE_PROVIDERS",
+            json.dumps({"github": {"client_id": "x", "base_url": f"http://{SECRET}.test"}}),
+        ),
+        ("GATEHOUSE_LISTEN", SECRET),
+        ("GATEHOUSE_REDIS_URL", f"redis://auth:{SECRET}@127.0.0.1:1/0"),
+        ("GATEHOUSE_ACCESS_TOKEN_SECONDS", SECRET),
+    ],
+)
+def test_a_wrong_variable_is_named(
+    configured: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings()
+    assert variable in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("credential", "value"),
+    [
+        ("keyring.json", "{}"),
+        ("keyring.json", SECRET),
+        ("keyring.json", keyring("next")),
+        ("keyring.json", keyring("current", "current")),
+        ("keyring.json", keyring("current").replace("P-256", SECRET)),
+        ("users.json", SECRET),
+        ("users.json", json.dumps({"ana": {"password_hash": SECRET}})),
+        ("users.json", json.dumps({"git:ana": {"password_hash": "$argon2id$x"}})),
+        ("users.json", json.dumps({"gatehouse-probe": {"password_hash": "$argon2id$x"}})),
+        ("redis_password", ""),
+        ("client_machine", ""),
+    ],
+)
+def test_a_wrong_credential_is_named(configured: Path, credential: str, value: str) -> None:
+    (configured / credential).write_text(value)
+    with pytest.raises(ConfigurationError) as caught:
+        load_secrets(load_settings())
+    assert credential in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+def test_all_problems_are_told_at_once_with_status_78(fleet: Fleet) -> None:
+    result = run(
+        fleet,
+        "gatehouse_auth",
+        GATEHOUSE_ISSUER=SECRET,
+        GATEHOUSE_PROVIDERS="{}",
+        GATEHOUSE_DRAIN_SECONDS="0",
+    )
+    assert result.returncode == 78
+    assert all(name in result.stderr for name in ("_ISSUER", "_PROVIDERS", "_DRAIN_SECONDS"))
+    assert SECRET not in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,193 @@
+"""The small parts by themselves."""
+
+import io
+import json
+
+import pytest
+
+from gatehouse_auth import limits, redirects
+from gatehouse_auth.audit import Log
+from gatehouse_auth.identity.base import AccessRules, Identity
+from gatehouse_auth.identity.github import named_groups
+from gatehouse_auth.limits import Limiter, Rate, address_key
+from gatehouse_auth.oauth.metadata import resource_metadata_url
+from gatehouse_auth.oauth.server import canonical
+from gatehouse_auth.settings import AllowList, GitHubProvider, LocalProvider, Providers
+
+CURSOR = "cursor://anysphere.cursor-mcp/oauth/callback"
+
+
+@pytest.mark.parametrize(
+    ("uri", "good"),
+    [
+        ("https://claude.ai/api/mcp/auth_callback", True),
+        ("https://vscode.dev/redirect?x=1", True),
+        ("http://localhost/callback", True),
+        ("http://localhost:3335/oauth/callback", True),
+        ("http://127.0.0.1:33418/", True),
+        ("http://127.0.0.1:33418", True),
+        ("http://[::1]:1/cb", True),
+        (CURSOR, True),
+        (CURSOR + "/x", False),
+        ("http://example.com/cb", False),
+        ("http://localhost.evil.example/cb", False),
+        ("http://localhost@evil.example/cb", False),
+        ("http://127.0.0.1.evil.example/cb", False),
+        ("http://127.0.0.2/cb", False),
+        ("http://127.1/cb", False),
+        ("http://0x7f000001/cb", False),
+        ("http://LOCALHOST/cb", False),
+        ("http://localhost:99999/cb", False),
+        ("http://localhost:0/cb", False),
+        ("http://localhost\\@evil.example/cb", False),
+        ("https://user@example.com/cb", False),
+        ("https://example.com/cb#fragment", False),
+        ("https://example.com/c b", False),
+        ("https://example.com/\r\nX: 1", False),
+        ("https://éxample.com/", False),
+        ("https:///cb", False),
+        ("https:example.com", False),
+        ("https://example.com:port/", False),
+        ("javascript:alert(1)", False),
+        ("data:text/html,x", False),
+        ("//example.com/cb", False),
+        ("", False),
+        ("https://example.com/" + "x" * 3000, False),
+        (None, False),
+        (["https://example.com/"], False),
+    ],
+)
+def test_which_redirect_uris_may_be_registered(uri: object, good: bool) -> None:
+    assert redirects.acceptable(uri, frozenset({CURSOR})) is good
+
+
+@pytest.mark.parametrize(
+    ("registered", "requested", "same"),
+    [
+        ("https://a.example/cb", "https://a.example/cb", True),
+        ("https://a.example/cb", "https://a.example:443/cb", False),
+        ("https://a.example/cb", "https://a.example/cb/", False),
+        ("https://a.example/cb", "https://a.example/CB", False),
+        ("http://localhost/cb", "http://localhost:5/cb", True),
+        ("http://localhost:8787/cb", "http://localhost/cb", True),
+        ("http://localhost/cb", "http://127.0.0.1/cb", False),
+        ("http://localhost/cb", "http://localhost:5/cb?x=1", False),
+        ("http://localhost/cb", "http://localhost:5/cb/../x", False),
+        ("http://localhost/cb", "http://localhost:5@evil.example/cb", False),
+        ("http://localhost/cb", "https://localhost:5/cb", False),
+        ("http://[::1]/cb", "http://[::1]:5/cb", True),
+        ("http://localhost/cb", "http://localhost:5/cb#x", False),
+    ],
+)
+def test_which_redirect_uris_match(registered: str, requested: str, same: bool) -> None:
+    assert redirects.matches(registered, requested) is same
+
+
+@pytest.mark.parametrize(
+    ("uri", "source"),
+    [
+        ("https://a.example:8443/cb?x", "https://a.example:8443"),
+        ("http://[::1]:5/cb", "http:"),
+        (CURSOR, "cursor:"),
+    ],
+)
+def test_form_action(uri: str, source: str) -> None:
+    assert redirects.form_action(uri) == source
+
+
+@pytest.mark.parametrize(
+    ("asked", "same"),
+    [
+        ("https://a.example/", "https://a.example"),
+        ("https://a.example", "https://a.example"),
+        ("https://a.example/mcp/", "https://a.example/mcp/"),
+        ("https://a.example//", "https://a.example//"),
+    ],
+)
+def test_a_lone_slash_at_the_root(asked: str, same: str) -> None:
+    assert canonical(asked) == same
+
+
+def test_where_a_resources_document_is() -> None:
+    assert (
+        resource_metadata_url("https://e.example/mcp")
+        == "https://e.example/.well-known/oauth-protected-resource/mcp"
+    )
+    path = "https://e.example/.well-known/oauth-protected-resource/echo/mcp"
+    assert resource_metadata_url("https://e.example/echo/mcp") == path
+
+
+def test_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("gatehouse_auth.limits.time.monotonic", lambda: now[0])
+    limiter = Limiter(Rate(burst=2, per_second=0.5))
+    assert [limiter.take("a"), limiter.take("a")] == [0, 0]
+    assert limiter.take("a") == pytest.approx(2)
+    assert limiter.take("b") == 0
+    now[0] += 2
+    assert limiter.take("a") == 0
+    assert limiter.take("a") > 0
+    limiter.give_back("a")
+    assert limiter.take("a") == 0
+    monkeypatch.setattr(limits, "KEYS", 2)
+    limiter.take("c")
+    limiter.take("d")
+    assert limiter.take("b") == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "key"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        ("::ffff:203.0.113.9", "203.0.113.9"),
+        ("spoofed, x", "unknown"),
+    ],
+)
+def test_address_keys(address: str, key: str) -> None:
+    assert address_key(address) == key
+
+
+def test_a_record_is_one_line_whatever_is_in_it() -> None:
+    stream = io.StringIO()
+    log = Log(stream)
+    log.event("test", who='a"\n{"event":"forged"}\u2028', nothing=None)
+    log.flush()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 1
+    record = json.loads(lines[0])
+    assert record["event"] == "test"
+    assert "nothing" not in record
+    assert record["ts"].endswith("Z")
+
+
+BOTH = Providers(local=LocalProvider(), github=GitHubProvider(client_id="x"))
+ONE = Providers(github=GitHubProvider(client_id="x"))
+
+
+@pytest.mark.parametrize(
+    ("providers", "allow", "identity", "allowed"),
+    [
+        (BOTH, {"users": ["ana"]}, Identity("local", "ana"), True),
+        (BOTH, {"users": ["ana"]}, Identity("github", "github:ana"), False),
+        (BOTH, {"users": ["github:Ana"]}, Identity("github", "github:ana"), True),
+        (ONE, {"users": ["Ana"]}, Identity("github", "github:ana"), True),
+        (BOTH, {"groups": ["staff"]}, Identity("github", "github:x", groups=("github:staff",)), False),
+        (BOTH, {"groups": ["staff"]}, Identity("local", "x", groups=("staff",)), True),
+        (BOTH, {"emails": ["A@example.com"]}, Identity("local", "x", email="a@Example.com"), True),
+        (BOTH, {"emails": [""]}, Identity("local", "x"), False),
+        (BOTH, {}, Identity("local", "ana"), False),
+        (BOTH, {"everyone": True}, Identity("local", "ana"), True),
+    ],
+)
+def test_allow_lists(
+    providers: Providers, allow: dict[str, object], identity: Identity, allowed: bool
+) -> None:
+    rules = AccessRules(providers, {"s": AllowList.model_validate(allow)})
+    assert rules.allows("s", identity) is allowed
+
+
+def test_groups_that_are_asked_for() -> None:
+    provider = GitHubProvider(client_id="x", orgs=frozenset({"Acme"}))
+    lists = [AllowList(groups=frozenset({"github:Other/Team", "local"}))]
+    assert named_groups(provider, lists) == {"acme", "other/team", "local"}

@@ -1,0 +1,353 @@
+"""The ASGI application: `/mcp` in both ages of the protocol, and `/health`."""
+
+import asyncio
+import time
+from collections.abc import Hashable, Mapping
+from typing import Literal
+from urllib.parse import urlsplit
+
+from gatehouse_bridge import jsonrpc, stateless, systemd
+from gatehouse_bridge.child import Child, ChildError
+from gatehouse_bridge.http import (
+    PROMPT_SECONDS,
+    DisconnectedError,
+    Headers,
+    Receive,
+    Request,
+    Scope,
+    Send,
+    TooLargeError,
+)
+from gatehouse_bridge.jsonrpc import Message, MessageError
+from gatehouse_bridge.log import Log
+from gatehouse_bridge.pool import Pool
+from gatehouse_bridge.process import MAX_MESSAGE
+from gatehouse_bridge.session import Session
+from gatehouse_bridge.settings import Settings
+from gatehouse_bridge.stateless import Exchange, Refusal
+
+# The bodies of all requests under way together; above it new ones are told to come back.
+BODIES_MAX = 128 * 1024 * 1024
+# A session that nobody is connected to for so long gives its place to one who needs it.
+EVICTABLE_SECONDS = 60.0
+# The answer to a request of 2026-07-28 is plain JSON, with a telling status, unless it takes longer than this.
+STATELESS_PATIENCE = 15.0
+# A child that starts takes its time; until it has answered there is no session to come back to.
+START_PATIENCE = 60.0
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class App:
+    """The bridge.
+
+    Args:
+        settings: Its configuration.
+        environment: The environment of a child.
+        log: The log.
+    """
+
+    def __init__(self, settings: Settings, environment: Mapping[str, str], log: Log) -> None:
+        """See the class."""
+        self._service = settings.service
+        self._isolation: Literal["shared", "per_user", "per_session"] = settings.bridge_isolation
+        self._idle_seconds = settings.bridge_idle_seconds
+        self._hosts = LOOPBACK | {(urlsplit(settings.public_url).hostname or "").lower()}
+        self._log = log
+        self._pool = Pool(
+            settings.bridge_command,
+            environment,
+            log,
+            settings.bridge_max_children,
+            settings.bridge_warm,
+            settings.bridge_idle_seconds,
+        )
+        self._sessions: dict[str, Session] = {}
+        self._exchanges: set[Exchange] = set()
+        self._bodies = 0
+        self._draining = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the application's life."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
+        request = Request(scope, receive, send)
+        if not self._host_is_ours(request):
+            await request.reply(421, jsonrpc.error(None, jsonrpc.INVALID_REQUEST, "Unknown host"))
+        elif request.path == "/health":
+            await request.reply(200, self._health())
+        elif request.path.rstrip("/") != "/mcp":
+            await request.reply(
+                404, jsonrpc.error(None, jsonrpc.INVALID_REQUEST, "Not found; the endpoint is /mcp")
+            )
+        elif request.method == "POST":
+            await self._post(request)
+        elif request.method in ("GET", "DELETE") and not stateless.is_stateless(request):
+            await (self._get if request.method == "GET" else self._delete)(request)
+        else:
+            allowed = b"POST" if stateless.is_stateless(request) else b"GET, POST, DELETE"
+            await request.reply(405, headers=[(b"allow", allowed)])
+
+    def drain(self) -> None:
+        """Open no more sessions, and end the streams that would never end; answers under way go on."""
+        self._draining = True
+        for session in self._sessions.values():
+            session.end_standalone()
+        for exchange in self._exchanges:
+            exchange.close()
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        tasks = [asyncio.create_task(systemd.watchdog()), asyncio.create_task(self._reap())]
+        self._pool.begin()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        for task in tasks:
+            task.cancel()
+        for session in [*self._sessions.values()]:
+            self._close(session, "stopping")
+        await self._pool.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    def _health(self) -> str:
+        body = {
+            "status": "ok",
+            "service": self._service,
+            "sessions": len(self._sessions),
+            "children": self._pool.count,
+        }
+        return jsonrpc.dump(body)
+
+    def _host_is_ours(self, request: Request) -> bool:
+        try:
+            host = urlsplit(f"//{request.header(b'host') or ''}").hostname
+        except ValueError:
+            return False
+        return host in self._hosts
+
+    # POST
+
+    async def _post(self, request: Request) -> None:
+        if request.headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
+            await self._refuse(request, 415, "Content-Type must be application/json")
+            return
+        if not request.accepts(b"application/json", b"text/event-stream"):
+            await self._refuse(request, 406, "Accept must list application/json and text/event-stream")
+            return
+        held = (
+            int(request.header(b"content-length") or 0)
+            if request.headers.get(b"content-length", b"0").isdigit()
+            else 0
+        )
+        if self._bodies + held > BODIES_MAX:
+            await self._refuse(request, 503, "Too much under way", headers=[(b"retry-after", b"1")])
+            return
+        self._bodies += held
+        try:
+            message = Message.parse(await request.body(MAX_MESSAGE))
+        except TooLargeError:
+            await self._refuse(request, 413, "The message is larger than 10 MiB")
+            return
+        except DisconnectedError:
+            return
+        except MessageError as error:
+            await self._refuse(request, 400, str(error), error.code)
+            return
+        finally:
+            self._bodies -= held
+        if stateless.is_stateless(request, message):
+            await self._stateless(request, message)
+        elif (
+            message.method == "initialize"
+            and message.is_request
+            and request.header(b"mcp-session-id") is None
+        ):
+            await self._initialize(request, message)
+        else:
+            session = await self._session(request)
+            if session is not None:
+                await self._in_session(request, session, message)
+
+    async def _initialize(self, request: Request, message: Message) -> None:
+        user = self._user(request)
+        try:
+            if self._draining:
+                raise ChildError("child_not_started", "The service is stopping; try again")
+            if self._isolation == "per_session":
+                self._make_room(user)
+                child = await self._pool.own()
+            else:
+                child = await self._joint(user, request)
+        except ChildError as error:
+            await self._failed(request, error, message.id)
+            return
+        session = Session(child, user, self._lost)
+        self._sessions[session.id] = session
+        self._log(
+            "session_opened", session=session.id[:8], user=user, client=request.header(b"x-gatehouse-client")
+        )
+        await self._in_session(request, session, message)
+        if not session.version:
+            self._close(session, "not_initialized")
+
+    async def _in_session(self, request: Request, session: Session, message: Message) -> None:
+        session.connections += 1
+        try:
+            if not message.is_request:
+                await session.accept(message)
+                await request.reply(202)
+                return
+            stream = await session.request(message)
+            complete = await request.reply_with(
+                stream,
+                [(b"mcp-session-id", session.id.encode())],
+                patience=START_PATIENCE if message.method == "initialize" else PROMPT_SECONDS,
+                prime=session.version == "2025-11-25",
+                finish=session.initialized if message.method == "initialize" else None,
+            )
+            if complete:
+                session.forget(stream)
+        except ChildError as error:
+            await self._failed(request, error, message.id if message.is_request else None)
+        finally:
+            session.connections -= 1
+            session.idle_since = time.monotonic()
+
+    # GET and DELETE
+
+    async def _get(self, request: Request) -> None:
+        if not request.accepts(b"text/event-stream"):
+            await self._refuse(request, 406, "Accept must list text/event-stream")
+            return
+        session = await self._session(request)
+        if session is None:
+            return
+        found = session.stream(request.header(b"last-event-id"))
+        if found is None:
+            await self._refuse(request, 400, "The stream of that Last-Event-ID is not kept any more")
+            return
+        stream, after = found
+        session.connections += 1
+        try:
+            await request.reply_with(
+                stream, [(b"mcp-session-id", session.id.encode())], patience=None, after=after
+            )
+        finally:
+            session.connections -= 1
+            session.idle_since = time.monotonic()
+
+    async def _delete(self, request: Request) -> None:
+        session = await self._session(request)
+        if session is not None:
+            self._close(session, "deleted")
+            await request.reply(204)
+
+    # Sessions
+
+    async def _session(self, request: Request) -> Session | None:
+        """The session that a request names, if it is the user's; answers the request itself if it is not."""
+        name = request.header(b"mcp-session-id")
+        if name is None:
+            await self._refuse(request, 400, "Missing session id: initialize first")
+            return None
+        session = self._sessions.get(name)
+        # Whether it is another's or none at all, no one learns.
+        if session is None or session.owner != self._user(request):
+            await self._refuse(request, 404, "No such session: initialize again", identifier=None)
+            return None
+        return session
+
+    def _make_room(self, user: str) -> None:
+        """Where every place is taken, close the session that has been left alone longest: the user's own first."""
+        if not self._pool.full:
+            return
+        now = time.monotonic()
+        left = [session for session in self._sessions.values() if not session.connections]
+        left = [s for s in left if s.owner == user or now - s.idle_since >= EVICTABLE_SECONDS]
+        if left:
+            self._close(min(left, key=lambda s: (s.owner != user, s.idle_since)), "evicted")
+
+    def _close(self, session: Session, reason: str) -> None:
+        if self._sessions.pop(session.id, None) is None:
+            return
+        session.close()
+        if not session.child.shared:
+            self._pool.release(session.child)
+        self._log("session_closed", session=session.id[:8], reason=reason)
+
+    def _lost(self, session: Session) -> None:
+        if self._sessions.pop(session.id, None) is not None:
+            self._log("session_closed", "warning", session=session.id[:8], reason="child_exited")
+
+    async def _reap(self) -> None:
+        while True:
+            await asyncio.sleep(min(5.0, self._idle_seconds / 4))
+            now = time.monotonic()
+            for session in [*self._sessions.values()]:
+                if not session.connections and now - session.idle_since >= self._idle_seconds:
+                    self._close(session, "idle")
+
+    # 2026-07-28
+
+    async def _stateless(self, request: Request, message: Message) -> None:
+        if not message.is_request:
+            version = request.header(stateless.VERSION_HEADER)
+            if message.is_response:
+                await self._refuse(request, 400, "This revision has no responses from a client")
+            elif version != stateless.VERSION:
+                refusal = stateless.unsupported(version)
+                await request.reply(refusal.status, refusal.response(None))
+            else:
+                # It defines none; there is nothing that one could act on.
+                await request.reply(202)
+            return
+        exchange = None
+        try:
+            stateless.check(request, message)
+            child = await self._joint(self._user(request), request)
+            exchange = Exchange(child, message)
+            self._exchanges.add(exchange)
+            await exchange.begin()
+            listens = message.method == "subscriptions/listen"
+            patience = None if listens else STATELESS_PATIENCE
+            await request.reply_with(exchange.stream, [], patience, resumable=False, finish=exchange.finish)
+        except Refusal as refusal:
+            await request.reply(refusal.status, refusal.response(message.id))
+        except ChildError as error:
+            await self._failed(request, error, message.id)
+        finally:
+            if exchange is not None:
+                self._exchanges.discard(exchange)
+                exchange.end()
+
+    # Common
+
+    async def _joint(self, user: str, request: Request) -> Child:
+        key: Hashable = {
+            "shared": (),
+            "per_user": (user,),
+            # Without a session, what comes nearest to one: what one user does with one client.
+            "per_session": (user, request.header(b"x-gatehouse-client") or ""),
+        }[self._isolation]
+        if self._pool.existing(key) is None:
+            self._make_room(user)
+        return await self._pool.joint(key)
+
+    @staticmethod
+    def _user(request: Request) -> str:
+        return request.header(b"x-gatehouse-user") or ""
+
+    async def _failed(self, request: Request, error: ChildError, identifier: str | None) -> None:
+        """A JSON-RPC error where someone waits for an answer; only that is told to a model's user."""
+        await request.reply(200 if identifier else 503, error.response(identifier))
+
+    async def _refuse(
+        self,
+        request: Request,
+        status: int,
+        text: str,
+        code: int = jsonrpc.INVALID_REQUEST,
+        identifier: str | None = None,
+        headers: Headers | None = None,
+    ) -> None:
+        await request.reply(status, jsonrpc.error(identifier, code, text), headers)

@@ -1,0 +1,418 @@
+"""A child as a JSON-RPC peer that several clients may share.
+
+Whoever exchanges messages with a child is attached to it (`Client`). Each request gets an id of the bridge's own, so
+that no two clash, and so does each progress token; what comes back is carried to the one who asked, under
+the id that he gave.
+"""
+
+import asyncio
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gatehouse_bridge import jsonrpc
+from gatehouse_bridge.jsonrpc import Message, MessageError
+from gatehouse_bridge.log import Log
+from gatehouse_bridge.process import BusyError, Process
+from gatehouse_bridge.stream import Stream
+
+PROTOCOL_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
+HANDSHAKE_SECONDS = 60.0
+# Progress may be told after the answer (tasks of 2025-11-25), so tokens outlive their requests.
+TOKENS_KEPT = 1024
+# A child that floods rubbish gets its faults logged now and then only.
+RUBBISH_LOGGED = 20
+
+# The id of a response that was too long to be read: it stands at one end in every SDK's output.
+_ID_AT_HEAD = re.compile(rb'\A\s*\{\s*"jsonrpc"\s*:\s*"2\.0"\s*,\s*"id"\s*:\s*(\d+)\s*,')
+_ID_AT_TAIL = re.compile(rb'"id"\s*:\s*(\d+)\s*(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*\Z')
+
+
+class ChildError(Exception):
+    """A child that cannot serve. The message is for the client; it holds nothing of the child's output.
+
+    `reason` is `child_exited`, `child_unresponsive`, `child_not_started`, or `too_many_children`.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def response(self, identifier: str | None) -> str:
+        """The JSON-RPC error for a request that waits."""
+        return jsonrpc.error(identifier, jsonrpc.INTERNAL_ERROR, str(self), {"reason": self.reason})
+
+
+class Client(Protocol):
+    """Who is attached to a child."""
+
+    def receive(self, method: str, text: str, stream: Stream | None) -> None:
+        """Take a request or notification; `stream` is that of the call that it belongs to, where known."""
+
+    def lost(self) -> None:
+        """The child is gone. What waited for it has been answered."""
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A request that a child works on: whose it is, the id that he gave, and where the answer goes."""
+
+    number: int
+    client: Client
+    id: str
+    method: str
+    stream: Stream
+    uri: str | None
+
+
+class Child:
+    """A process with a JSON-RPC peer in it.
+
+    Args:
+        process: The process, not yet connected to anything.
+        log: The log.
+        on_gone: Called once it can no longer serve.
+        shared: Whether it may have several clients. If so, the bridge makes the handshake.
+    """
+
+    def __init__(self, process: Process, log: Log, on_gone: "Callable[[Child], None]", shared: bool) -> None:
+        """See the class."""
+        self.process = process
+        self.shared = shared
+        # Result of `initialize`, where the bridge made it.
+        self.hello: dict[str, Any] = {}
+        self.clients: dict[Client, None] = {}
+        self.calls: dict[int, Call] = {}
+        self.idle_since = time.monotonic()
+        self._log = log
+        self._on_gone = on_gone
+        self._number = 0
+        self._tokens: OrderedDict[int, tuple[Client, str]] = OrderedDict()
+        self._own: dict[int, asyncio.Future[Message]] = {}
+        self._asked: dict[str, Client] = {}
+        self._slow: set[Stream] = set()
+        self._subscribers: dict[str, set[Client]] = {}
+        self._rubbish = 0
+        process.on_line = self._line
+        process.on_long_line = self._long_line
+        process.on_end = self._ended
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody uses it."""
+        return not self.clients and not self.calls
+
+    async def handshake(self) -> None:
+        """Initialize it on behalf of all its clients (MCP 2025-11-25, lifecycle).
+
+        It is offered no capability: a request of its own could not be told to belong to one of them.
+
+        Raises:
+            ChildError: it does not answer, or refuses.
+        """
+        params = {
+            "protocolVersion": PROTOCOL_VERSIONS[-1],
+            "capabilities": {},
+            "clientInfo": {"name": "gatehouse-bridge", "version": "0.1.0"},
+        }
+        answer = await self.ask("initialize", params)
+        member = answer.members.get("result")
+        if member is None or not isinstance(member.value, dict):
+            raise ChildError("child_unresponsive", "The MCP server refused the handshake")
+        self.hello = member.value
+        self.process.write_now(jsonrpc.notification("notifications/initialized"))
+
+    async def ask(self, method: str, params: dict[str, Any], seconds: float = HANDSHAKE_SECONDS) -> Message:
+        """Make a request of the bridge's own.
+
+        Raises:
+            ChildError: there is no answer.
+        """
+        if not self.process.usable:
+            raise self._gone()
+        number = self._next()
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._own[number] = answer
+        try:
+            self.process.write_now(jsonrpc.request(number, method, params))
+            async with asyncio.timeout(seconds):
+                return await answer
+        except TimeoutError:
+            raise ChildError(
+                "child_unresponsive", f"The MCP server did not answer within {seconds:.0f} seconds"
+            ) from None
+        finally:
+            self._own.pop(number, None)
+
+    async def request(
+        self, client: Client, message: Message, stream: Stream, without: frozenset[str] = frozenset()
+    ) -> Call:
+        """Send a client's request; the answer goes to `stream`, as its final event.
+
+        Args:
+            client: Whose request it is.
+            message: The request.
+            stream: Takes the answer, and what comes before it.
+            without: Names in `params._meta` that the child does not get.
+
+        Raises:
+            ChildError: it cannot take the request.
+        """
+        if not self.process.usable:
+            raise self._gone()
+        number = self._next()
+        uri = message.param("uri")
+        call = Call(
+            number, client, message.id or "null", message.method or "", stream, str(uri) if uri else None
+        )
+        if call.method == "resources/unsubscribe" and call.uri and not self.unsubscribe(client, call.uri):
+            stream.put(jsonrpc.result(call.id, {}), final=True)
+            return call
+        edits: dict[tuple[str, ...], str] = {("id",): str(number)}
+        token = message.meta.get("progressToken")
+        if token is not None:
+            edits["params", "_meta", "progressToken"] = str(number)
+            self._tokens[number] = (client, jsonrpc.dump(token))
+            if len(self._tokens) > TOKENS_KEPT:
+                self._tokens.popitem(last=False)
+        if without:
+            meta = {name: value for name, value in message.meta.items() if name not in without}
+            edits.pop(("params", "_meta", "progressToken"), None)
+            edits["params", "_meta"] = jsonrpc.dump(
+                meta if token is None else meta | {"progressToken": number}
+            )
+        self.calls[number] = call
+        try:
+            await self.process.write(message.edited(edits))
+        except BusyError:
+            self._finish(number)
+            raise ChildError("child_unresponsive", "The MCP server does not read its input") from None
+        except asyncio.CancelledError:
+            self._finish(number)
+            raise
+        return call
+
+    async def notify(self, client: Client, message: Message) -> None:
+        """Send a client's notification.
+
+        Raises:
+            ChildError: it cannot take it.
+        """
+        text = message.text
+        if message.method == "notifications/cancelled":
+            place = message.locate("params", "requestId")
+            identifier = None if place is None else message.text[place.start : place.end]
+            call = next(
+                (call for call in self.calls.values() if call.client is client and call.id == identifier),
+                None,
+            )
+            if call is None or call.method == "initialize":
+                return
+            text = message.edited({("params", "requestId"): str(call.number)})
+            self._finish(call.number)
+            # Some servers answer a cancelled request and some do not; the stream has to end.
+            call.stream.put(
+                jsonrpc.error(call.id, jsonrpc.REQUEST_CANCELLED, "Request cancelled"), final=True
+            )
+        elif self.shared and message.method == "notifications/initialized":
+            return
+        await self._write(text)
+
+    async def answer(self, client: Client, message: Message) -> None:
+        """Send a client's response to a request of the child; one that it did not make is dropped.
+
+        Raises:
+            ChildError: it cannot take it.
+        """
+        if message.id is not None and self._asked.get(message.id) is client:
+            del self._asked[message.id]
+            await self._write(message.text)
+
+    def abandon(self, call: Call, reason: str) -> None:
+        """Cancel a request that nobody waits for any more."""
+        if self._finish(call.number):
+            params = {"requestId": call.number, "reason": reason}
+            self.process.write_now(jsonrpc.notification("notifications/cancelled", params))
+
+    def attach(self, client: Client) -> None:
+        """Begin to exchange messages with it."""
+        self.clients[client] = None
+
+    def detach(self, client: Client) -> None:
+        """Cease to: what it still works on for this client is cancelled."""
+        for call in [call for call in self.calls.values() if call.client is client]:
+            self.abandon(call, "session closed")
+            call.stream.put(
+                jsonrpc.error(call.id, jsonrpc.REQUEST_CANCELLED, "The session was closed"), final=True
+            )
+        for uri in [uri for uri, clients in self._subscribers.items() if client in clients]:
+            if self.unsubscribe(client, uri):
+                self.process.write_now(jsonrpc.request(self._next(), "resources/unsubscribe", {"uri": uri}))
+        self.clients.pop(client, None)
+        self.idle_since = time.monotonic()
+
+    def subscribe(self, client: Client, uri: str) -> bool:
+        """Note who wants to hear of a resource; whether he is the first."""
+        clients = self._subscribers.setdefault(uri, set())
+        clients.add(client)
+        return len(clients) == 1
+
+    def unsubscribe(self, client: Client, uri: str) -> bool:
+        """Note who does not want to any more; whether he was the last."""
+        clients = self._subscribers.get(uri, set())
+        clients.discard(client)
+        if not clients:
+            self._subscribers.pop(uri, None)
+        return not clients
+
+    def throttle(self, stream: Stream, slow: bool) -> None:
+        """Wait for a slow reader. Only for a child that has no other client."""
+        if slow:
+            self._slow.add(stream)
+            self.process.pause()
+        else:
+            self._slow.discard(stream)
+            if not self._slow:
+                self.process.resume()
+
+    async def _write(self, text: str) -> None:
+        if not self.process.usable:
+            raise self._gone()
+        try:
+            await self.process.write(text)
+        except BusyError:
+            raise ChildError("child_unresponsive", "The MCP server does not read its input") from None
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number
+
+    def _finish(self, number: int) -> Call | None:
+        call = self.calls.pop(number, None)
+        if call is not None:
+            self.idle_since = time.monotonic()
+        return call
+
+    def _gone(self) -> ChildError:
+        code = self.process.code
+        how = (
+            "ended"
+            if code is None
+            else f"ended with status {code}"
+            if code >= 0
+            else f"was killed by signal {-code}"
+        )
+        return ChildError("child_exited", f"The MCP server {how} before it answered; start a new session")
+
+    # From the child.
+
+    def _line(self, line: bytes) -> None:
+        if not line.strip():
+            return
+        try:
+            message = Message.parse(line)
+        except MessageError as error:
+            self._reject(len(line), str(error))
+            return
+        if message.is_response:
+            self._response(message)
+        elif message.is_request:
+            self._request(message)
+        elif message.method == "notifications/progress":
+            self._progress(message)
+        else:
+            self._notification(message)
+
+    def _response(self, message: Message) -> None:
+        identifier = message.id or ""
+        number = int(identifier) if identifier.isdecimal() else 0
+        own = self._own.get(number)
+        if own is not None:
+            if not own.done():
+                own.set_result(message)
+            return
+        call = self._finish(number)
+        if call is None:
+            # An answer to what was cancelled; nothing waits for it.
+            return
+        if call.method == "resources/subscribe" and call.uri and "result" in message.members:
+            self.subscribe(call.client, call.uri)
+        call.stream.put(message.edited({("id",): call.id}), final=True)
+
+    def _request(self, message: Message) -> None:
+        identifier = message.id or ""
+        client = next(iter(self.clients), None)
+        if client is not None and not self.shared:
+            self._asked[identifier] = client
+            client.receive(message.method or "", message.text, None)
+        elif message.method == "ping":
+            self.process.write_now(jsonrpc.result(identifier, {}))
+        else:
+            text = "No client to ask: this server is shared, and was offered no client capabilities"
+            self.process.write_now(jsonrpc.error(identifier, jsonrpc.METHOD_NOT_FOUND, text))
+
+    def _progress(self, message: Message) -> None:
+        number = message.param("progressToken")
+        owner = self._tokens.get(number) if isinstance(number, int) else None
+        if owner is None:
+            return
+        client, token = owner
+        call = self.calls.get(number)
+        text = message.edited({("params", "progressToken"): token})
+        client.receive("notifications/progress", text, call.stream if call else None)
+
+    def _notification(self, message: Message) -> None:
+        for client in self._audience(message):
+            client.receive(message.method or "", message.text, None)
+
+    def _audience(self, message: Message) -> list[Client]:
+        """Who may hear a notification. What may be about one client's doings never reaches another."""
+        everyone = list(self.clients)
+        if len(everyone) <= 1:
+            return everyone
+        if message.method == "notifications/resources/updated":
+            subscribers = self._subscribers.get(str(message.param("uri")), set())
+            return [client for client in everyone if client in subscribers]
+        if message.method and message.method.endswith("/list_changed"):
+            return everyone
+        active = {call.client for call in self.calls.values()}
+        return [client for client in everyone if client in active] if len(active) == 1 else []
+
+    def _long_line(self, head: bytes, tail: bytes) -> None:
+        found = _ID_AT_HEAD.search(head) or _ID_AT_TAIL.search(tail)
+        call = self._finish(int(found[1])) if found else None
+        self._reject(-1, "longer than 10 MiB")
+        if call is not None:
+            text = "The MCP server's answer is longer than 10 MiB"
+            call.stream.put(
+                jsonrpc.error(call.id, jsonrpc.INTERNAL_ERROR, text, {"reason": "answer_too_long"}),
+                final=True,
+            )
+
+    def _reject(self, length: int, fault: str) -> None:
+        self._rubbish += 1
+        if self._rubbish <= RUBBISH_LOGGED or self._rubbish % 1000 == 0:
+            self._log(
+                "child_rubbish",
+                "warning",
+                pid=self.process.pid,
+                length=length,
+                fault=fault,
+                count=self._rubbish,
+            )
+
+    def _ended(self) -> None:
+        error = self._gone()
+        for own in self._own.values():
+            if not own.done():
+                own.set_exception(error)
+        calls, self.calls = list(self.calls.values()), {}
+        for call in calls:
+            call.stream.put(error.response(call.id), final=True)
+        clients, self.clients = list(self.clients), {}
+        for client in clients:
+            client.lost()
+        self._on_gone(self)

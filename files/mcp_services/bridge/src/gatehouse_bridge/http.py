@@ -1,0 +1,189 @@
+"""The HTTP side, on bare ASGI: a request, a plain answer, and an answer that may become an event stream."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from typing import Any
+
+from gatehouse_bridge.stream import Stream
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+# An answer that takes longer is told to the client as an event stream, which can be resumed.
+PROMPT_SECONDS = 0.5
+# Between comments on a quiet stream, so that nothing on the way takes it for dead.
+KEEP_ALIVE_SECONDS = 15.0
+
+JSON: Headers = [(b"content-type", b"application/json")]
+EVENTS: Headers = [
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class TooLargeError(Exception):
+    """The body is larger than allowed."""
+
+
+class DisconnectedError(Exception):
+    """The client has gone."""
+
+
+class Request:
+    """One HTTP request."""
+
+    __slots__ = ("_receive", "_send", "headers", "method", "path", "repeated")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See the class."""
+        self._receive, self._send = receive, send
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: dict[bytes, bytes] = {}
+        # Headers that stand more than once, of which two readers could take different ones.
+        self.repeated: set[bytes] = set()
+        for name, value in scope["headers"]:
+            if name in self.headers:
+                self.repeated.add(name)
+                value = self.headers[name] + b", " + value
+            self.headers[name] = value
+
+    def header(self, name: bytes) -> str | None:
+        """A header's value, None where it is missing; ISO 8859-1 as HTTP has it."""
+        value = self.headers.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    def accepts(self, *types: bytes) -> bool:
+        """Whether the client takes all these media types (RFC 9110, section 12.5.1)."""
+        offered = {
+            part.split(b";")[0].strip().lower() for part in self.headers.get(b"accept", b"*/*").split(b",")
+        }
+        return b"*/*" in offered or all(
+            kind in offered or kind.partition(b"/")[0] + b"/*" in offered for kind in types
+        )
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            TooLargeError: it has more than `limit` bytes.
+            DisconnectedError: the client went before it had sent all.
+        """
+        declared = self.headers.get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > limit:
+            raise TooLargeError
+        parts, size = [], 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise DisconnectedError
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit:
+                raise TooLargeError
+            parts.append(part)
+            if not message.get("more_body", False):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def reply(self, status: int, text: str = "", headers: Headers | None = None) -> None:
+        """Answer with JSON, or with nothing."""
+        body = text.encode()
+        fields = [(b"content-length", str(len(body)).encode()), *(headers or [])]
+        if body:
+            fields += JSON
+        await self._send({"type": "http.response.start", "status": status, "headers": fields})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def reply_with(
+        self,
+        stream: Stream,
+        headers: Headers,
+        patience: float | None,
+        prime: bool = False,
+        resumable: bool = True,
+        after: int | None = None,
+        finish: Callable[[str], tuple[int, str]] | None = None,
+    ) -> bool:
+        """Answer with what comes on a stream.
+
+        Args:
+            stream: The stream.
+            headers: Headers besides those of the content.
+            patience: Seconds that the final message may take to be answered as plain JSON, as long as nothing
+                comes before it; None to begin with the event stream at once.
+            prime: Whether an event stream begins with an event that has only an id (MCP 2025-11-25).
+            resumable: Whether events have ids.
+            after: Number of the last event that the client has.
+            finish: Turns the final message into what the client gets, and its status where that is still open.
+
+        Returns:
+            Whether the client got all; False if it went, or another connection took the stream over.
+        """
+        reader = stream.attach(after)
+        watcher: asyncio.Task[None] | None = None
+        try:
+            if patience is not None:
+                if not stream.final and not stream.waiting:
+                    await stream.wait(PROMPT_SECONDS)
+                if not stream.final and not stream.waiting and patience > PROMPT_SECONDS:
+                    watcher = asyncio.get_running_loop().create_task(self._watch(stream, reader))
+                    await stream.wait(patience - PROMPT_SECONDS)
+                if stream.answered and stream.waiting == 1:
+                    events = stream.take(reader)
+                    if not events:
+                        return False
+                    status, text = finish(events[0].text) if finish else (200, events[0].text)
+                    await self.reply(status, text, headers)
+                    return True
+            watcher = watcher or asyncio.get_running_loop().create_task(self._watch(stream, reader))
+            return await self._events(stream, reader, headers, prime, resumable, finish)
+        finally:
+            stream.detach(reader)
+            if watcher is not None:
+                watcher.cancel()
+                with suppress(asyncio.CancelledError):
+                    await watcher
+
+    async def _events(
+        self,
+        stream: Stream,
+        reader: object,
+        headers: Headers,
+        prime: bool,
+        resumable: bool,
+        finish: Callable[[str], tuple[int, str]] | None,
+    ) -> bool:
+        await self._send({"type": "http.response.start", "status": 200, "headers": [*EVENTS, *headers]})
+        first = f"id: {stream.number}-{stream.read}\ndata:\n\n" if prime else ": open\n\n"
+        await self._send_part(first.encode())
+        while True:
+            events = stream.take(reader)
+            if events is None:
+                complete = stream.ended_for(reader)
+                await self._send({"type": "http.response.body", "body": b""})
+                return complete
+            if not events:
+                quiet = await stream.wait(KEEP_ALIVE_SECONDS)
+                if quiet:
+                    await self._send_part(b": keep-alive\n\n")
+                continue
+            parts = []
+            for event in events:
+                text = event.text
+                if finish and stream.is_answer(event):
+                    _, text = finish(text)
+                name = f"id: {stream.number}-{event.number}\n" if resumable else ""
+                parts.append(f"{name}event: message\ndata: {text}\n\n")
+            await self._send_part("".join(parts).encode())
+
+    async def _send_part(self, body: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def _watch(self, stream: Stream, reader: object) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        stream.detach(reader)

@@ -1,0 +1,235 @@
+"""JSON-RPC messages that are carried, not re-made.
+
+A message is scanned once for where its members stand. What the bridge has to change (an id, a progress
+token) is replaced in the text; all else leaves as it came, byte for byte: numbers keep their digits, keys their
+order. A parser and a serializer in a row would not do that.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from json.decoder import scanstring  # type: ignore[attr-defined]  # not in typeshed
+from typing import Any, NamedTuple
+
+PARSE_ERROR = -32700
+INVALID_REQUEST = -32600
+METHOD_NOT_FOUND = -32601
+INVALID_PARAMS = -32602
+INTERNAL_ERROR = -32603
+REQUEST_CANCELLED = -32800
+HEADER_MISMATCH = -32020
+UNSUPPORTED_PROTOCOL_VERSION = -32022
+
+
+class MessageError(Exception):
+    """Text that is not one JSON-RPC message. `code` is the JSON-RPC error code for it."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Member(NamedTuple):
+    """A member of an object: its value, and where the text of the value stands."""
+
+    value: Any
+    start: int
+    end: int
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_scan_value = json.JSONDecoder(parse_constant=_no_constant).scan_once  # type: ignore[attr-defined]  # likewise
+_space = re.compile(r"[ \t\n\r]*").match
+
+
+def _skip(text: str, at: int) -> int:
+    match = _space(text, at)
+    return match.end() if match else at
+
+
+def scan_object(text: str, at: int = 0) -> tuple[dict[str, Member], int]:
+    """The members of the object that begins at `at`, and where it ends.
+
+    Raises:
+        ValueError: not an object, or one with a name twice (readers would disagree which one counts).
+    """
+    members: dict[str, Member] = {}
+    try:
+        if text[at] != "{":
+            raise ValueError("not an object")
+        at = _skip(text, at + 1)
+        if text[at] == "}":
+            return members, at + 1
+        while True:
+            if text[at] != '"':
+                raise ValueError("not a name")
+            name, at = scanstring(text, at + 1, True)
+            at = _skip(text, at)
+            if text[at] != ":":
+                raise ValueError("no colon")
+            start = _skip(text, at + 1)
+            value, end = _scan_value(text, start)
+            if name in members:
+                raise ValueError("a name stands twice")
+            members[name] = Member(value, start, end)
+            at = _skip(text, end)
+            if text[at] == "}":
+                return members, at + 1
+            if text[at] != ",":
+                raise ValueError("no comma")
+            at = _skip(text, at + 1)
+    except (IndexError, StopIteration, RecursionError):
+        raise ValueError("not JSON") from None
+
+
+def splice(text: str, edits: Iterable[tuple[int, int, str]]) -> str:
+    """Replace parts of a text; each edit is start, end, and what stands there instead."""
+    parts: list[str] = []
+    at = 0
+    for start, end, replacement in sorted(edits):
+        parts += (text[at:start], replacement)
+        at = end
+    parts.append(text[at:])
+    return "".join(parts)
+
+
+def dump(value: Any) -> str:
+    """Compact JSON, in ASCII: what comes from an escape that is no character survives."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+class Message:
+    """One request, notification, or response.
+
+    `id` is the text of the id as it came (`7`, `"7"`), or None where there is none: 7 and "7" are two ids.
+    `method` is None for a response.
+    """
+
+    __slots__ = ("id", "members", "method", "text")
+
+    def __init__(self, text: str, members: dict[str, Member]) -> None:
+        """See `parse`."""
+        self.text = text
+        self.members = members
+        method = members.get("method")
+        self.method: str | None = None if method is None else method.value
+        at = members.get("id")
+        self.id: str | None = None if at is None else text[at.start : at.end]
+
+    @classmethod
+    def parse(cls, raw: bytes) -> "Message":
+        """Read one message.
+
+        Raises:
+            MessageError: with the code that JSON-RPC 2.0 (section 5.1) has for the fault.
+        """
+        try:
+            text = raw.decode("utf-8").strip(" \t\r\n")
+            # Outside strings these are space, and inside them they are not allowed: one line, as stdio and
+            # server-sent events need.
+            if "\n" in text or "\r" in text:
+                text = text.replace("\n", " ").replace("\r", " ")
+            if text.startswith("["):
+                json.loads(text)
+                raise MessageError(INVALID_REQUEST, "Send one JSON-RPC message, not a batch")
+            members, end = scan_object(text)
+            if end != len(text):
+                raise ValueError("more than one value")
+        except (ValueError, RecursionError):
+            raise MessageError(PARSE_ERROR, "Parse error: not valid JSON") from None
+        if "jsonrpc" not in members or members["jsonrpc"].value != "2.0":
+            raise MessageError(INVALID_REQUEST, 'Not a JSON-RPC message: "jsonrpc" must be "2.0"')
+        message = cls(text, members)
+        message._check()
+        return message
+
+    def _check(self) -> None:
+        identifier = self.members.get("id")
+        # An error may have the id null: its sender could not read the request.
+        may_be_null = self.method is None and "error" in self.members
+        if (
+            identifier is not None
+            and (isinstance(identifier.value, bool) or not isinstance(identifier.value, (str, int)))
+            and not (identifier.value is None and may_be_null)
+        ):
+            raise MessageError(
+                INVALID_REQUEST, "Not a JSON-RPC message: the id must be a string or an integer"
+            )
+        if "method" in self.members:
+            if not isinstance(self.method, str):
+                raise MessageError(INVALID_REQUEST, "Not a JSON-RPC message: the method must be a string")
+            if not isinstance(self.params, dict | list):
+                raise MessageError(INVALID_REQUEST, "Not a JSON-RPC message: params must be an object")
+        elif identifier is None or ("result" in self.members) == ("error" in self.members):
+            raise MessageError(
+                INVALID_REQUEST, "Not a JSON-RPC message: neither a request, a notification, nor a response"
+            )
+
+    @property
+    def is_request(self) -> bool:
+        """Whether someone waits for an answer to it."""
+        return self.method is not None and self.id is not None
+
+    @property
+    def is_response(self) -> bool:
+        """Whether it answers a request."""
+        return self.method is None
+
+    @property
+    def params(self) -> Any:
+        """The params; an empty object where there are none."""
+        params = self.members.get("params")
+        return {} if params is None else params.value
+
+    def param(self, name: str) -> Any:
+        """One of the params; None where it is missing."""
+        params = self.params
+        return params.get(name) if isinstance(params, dict) else None
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """`params._meta`; empty where there is none."""
+        meta = self.param("_meta")
+        return meta if isinstance(meta, dict) else {}
+
+    def locate(self, *path: str) -> Member | None:
+        """Where a member deeper down stands, `("params", "_meta", "progressToken")`; None where it does not."""
+        members, member = self.members, None
+        for name in path:
+            if member is not None:
+                if not isinstance(member.value, dict):
+                    return None
+                members, _ = scan_object(self.text, member.start)
+            member = members.get(name)
+            if member is None:
+                return None
+        return member
+
+    def edited(self, edits: dict[tuple[str, ...], str]) -> str:
+        """The text with the members at these paths replaced; paths that are not there are left out."""
+        places = ((self.locate(*path), text) for path, text in edits.items())
+        return splice(self.text, [(place.start, place.end, text) for place, text in places if place])
+
+
+def request(identifier: int, method: str, params: dict[str, Any]) -> str:
+    """The text of a request."""
+    return dump({"jsonrpc": "2.0", "id": identifier, "method": method, "params": params})
+
+
+def notification(method: str, params: dict[str, Any] | None = None) -> str:
+    """The text of a notification."""
+    return dump({"jsonrpc": "2.0", "method": method} | ({} if params is None else {"params": params}))
+
+
+def result(identifier: str, value: dict[str, Any]) -> str:
+    """The text of a successful response; `identifier` is the id as text."""
+    return f'{{"jsonrpc":"2.0","id":{identifier},"result":{dump(value)}}}'
+
+
+def error(identifier: str | None, code: int, message: str, data: Any = None) -> str:
+    """The text of an error response; `identifier` is the id as text, None if it is not known."""
+    body = {"code": code, "message": message} | ({} if data is None else {"data": data})
+    return f'{{"jsonrpc":"2.0","id":{identifier or "null"},"error":{dump(body)}}}'

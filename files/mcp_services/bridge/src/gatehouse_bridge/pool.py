@@ -1,0 +1,212 @@
+"""The children: started ahead of need, counted, shared as configured, and ended when nobody needs them."""
+
+import asyncio
+import signal
+import time
+from collections.abc import Coroutine, Hashable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from gatehouse_bridge import tree
+from gatehouse_bridge.child import Child, ChildError
+from gatehouse_bridge.log import Log
+from gatehouse_bridge.process import Process
+
+SWEEP_SECONDS = 5.0
+# A child that ends this soon did not start well; the next is then started only when it is needed.
+SHORT_LIFE_SECONDS = 5.0
+START_PAUSE_SECONDS = 30.0
+
+
+class Pool:
+    """All children of the bridge.
+
+    Args:
+        command: What a child is.
+        environment: What its environment is.
+        log: The log.
+        most: How many processes may run at once.
+        warm: How many are kept ready that nobody uses yet.
+        idle_seconds: After how long a shared child without users ends.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        log: Log,
+        most: int,
+        warm: int,
+        idle_seconds: float,
+    ) -> None:
+        """See the class."""
+        self._command = command
+        self._environment = environment
+        self._log = log
+        self._most = most
+        self._warm_wanted = warm
+        self._idle_seconds = idle_seconds
+        self._processes: dict[int, Process] = {}
+        self._warm: list[Process] = []
+        self._joint: dict[Hashable, asyncio.Task[Child]] = {}
+        self._warm_not_before = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._refilling = asyncio.Lock()
+        self._closed = False
+
+    @property
+    def count(self) -> int:
+        """How many processes run."""
+        return len(self._processes)
+
+    @property
+    def full(self) -> bool:
+        """Whether another child cannot be had."""
+        staying = sum(not process.stopping for process in self._processes.values())
+        return not self._warm and staying >= self._most
+
+    def begin(self) -> None:
+        """Start what is started ahead of need, and the sweeper."""
+        self._spawn(self._sweep())
+        self._spawn(self._refill())
+
+    async def close(self) -> None:
+        """End every child. Takes about two seconds at most."""
+        self._closed = True
+        for task in [*self._tasks, *self._joint.values()]:
+            task.cancel()
+        while self._processes:
+            await asyncio.gather(*(process.stop(grace=0.5) for process in [*self._processes.values()]))
+
+    async def own(self) -> Child:
+        """A child for one client, which makes the handshake itself.
+
+        Raises:
+            ChildError: there are too many, or it does not start.
+        """
+        return Child(await self._take(), self._log, lambda _: None, shared=False)
+
+    async def joint(self, key: Hashable) -> Child:
+        """The child that all who have this key share, initialized; started if there is none.
+
+        Raises:
+            ChildError: there are too many, or it does not start.
+        """
+        task = self._joint.get(key)
+        if task is None or (
+            task.done() and (task.cancelled() or task.exception() or not task.result().process.usable)
+        ):
+            task = self._joint[key] = asyncio.get_running_loop().create_task(self._start_joint(key))
+        # Others wait for it too: it is not one client's to cancel.
+        return await asyncio.shield(task)
+
+    def existing(self, key: Hashable) -> Child | None:
+        """The child that all who have this key share, if it runs."""
+        task = self._joint.get(key)
+        if task is None or not task.done() or task.cancelled() or task.exception():
+            return None
+        return task.result() if task.result().process.usable else None
+
+    def release(self, child: Child) -> None:
+        """A client's own child is needed no more."""
+        child.process.stop()
+
+    async def _start_joint(self, key: Hashable) -> Child:
+        child = Child(await self._take(), self._log, lambda _: self._forget(key, child), shared=True)
+        try:
+            await child.handshake()
+        except BaseException:
+            child.process.stop()
+            raise
+        return child
+
+    def _forget(self, key: Hashable, child: Child) -> None:
+        task = self._joint.get(key)
+        if (
+            task is not None
+            and task.done()
+            and not task.cancelled()
+            and not task.exception()
+            and task.result() is child
+        ):
+            del self._joint[key]
+
+    async def _take(self) -> Process:
+        while self._warm:
+            process = self._warm.pop(0)
+            if process.usable:
+                self._spawn(self._refill())
+                return process
+        while self.count >= self._most:
+            leaving = [process.stop() for process in self._processes.values() if process.stopping]
+            if not leaving:
+                raise ChildError("too_many_children", "All places are taken; try again later")
+            await asyncio.wait(leaving, return_when=asyncio.FIRST_COMPLETED)
+        process = await self._start()
+        self._spawn(self._refill())
+        return process
+
+    async def _start(self) -> Process:
+        if self._closed:
+            raise ChildError("child_not_started", "The service is stopping")
+        try:
+            process = Process(self._command, self._environment, self._log, self._processes)
+        except OSError as error:
+            self._log("child_not_started", "error", error=error.strerror)
+            raise ChildError("child_not_started", "The MCP server could not be started") from None
+        await process.connect()
+        return process
+
+    async def _refill(self) -> None:
+        async with self._refilling:
+            while (
+                len(self._warm) < self._warm_wanted
+                and self.count < self._most
+                and time.monotonic() >= self._warm_not_before
+            ):
+                try:
+                    process = await self._start()
+                except ChildError:
+                    self._warm_not_before = time.monotonic() + START_PAUSE_SECONDS
+                    return
+                process.on_end = partial(self._cooled, process)
+                self._warm.append(process)
+
+    def _cooled(self, process: Process) -> None:
+        """A child ended that nobody had used yet."""
+        if process in self._warm:
+            self._warm.remove(process)
+        now = time.monotonic()
+        if now - process.started < SHORT_LIFE_SECONDS:
+            self._warm_not_before = now + START_PAUSE_SECONDS
+
+    async def _sweep(self) -> None:
+        """Reap orphans, kill those that no living child can be shown to own, end what is idle."""
+        while True:
+            await asyncio.sleep(min(SWEEP_SECONDS, self._idle_seconds))
+            orphans = tree.adopted(self._processes)
+            if orphans:
+                entries = tree.snapshot()
+                for pid in orphans & entries.keys():
+                    mark, session = tree.mark_of(pid), entries[pid].session
+                    if not any(process.owns(mark, session) for process in self._processes.values()):
+                        self._log("orphan_killed", "warning", pid=pid)
+                        tree.send([pid], signal.SIGKILL)
+            for key in list(self._joint):
+                child = self.existing(key)
+                if (
+                    child is not None
+                    and child.idle
+                    and time.monotonic() - child.idle_since >= self._idle_seconds
+                ):
+                    del self._joint[key]
+                    child.process.stop()
+            await self._refill()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._closed:
+            work.close()
+            return
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

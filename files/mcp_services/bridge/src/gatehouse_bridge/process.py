@@ -1,0 +1,324 @@
+"""One child process: its pipes, its log, its end."""
+
+import asyncio
+import os
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+from gatehouse_bridge import tree
+from gatehouse_bridge.log import Log
+
+MAX_MESSAGE = 10 * 1024 * 1024
+# How much may wait in the pipe to a child before the next message has to wait, and for how long it does.
+WRITE_HIGH = 1024 * 1024
+WRITE_SECONDS = 30.0
+# Of a line that is too long, enough is kept at both ends to find the id in it.
+EDGE = 512
+# The log of a child: the longest line, and how many lines in a second.
+STDERR_LINE = 4096
+STDERR_RATE = 100
+# After the child has ended, how long its descendants may keep its output open.
+LAST_WORDS_SECONDS = 0.5
+
+
+class BusyError(Exception):
+    """The child has not read what was sent before."""
+
+
+class Process:
+    """A running child.
+
+    Args:
+        command: What to run.
+        environment: Its environment, whole.
+        log: Where its standard error goes, and news of it.
+        processes: Every process of this bridge; it adds itself, and takes itself out when its tree is gone.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        log: Log,
+        processes: "dict[int, Process]",
+    ) -> None:
+        """Start it.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        self._log = log
+        self._processes = processes
+        self._mark = secrets.token_hex(8)
+        self._popen = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**environment, tree.MARK: self._mark},
+            start_new_session=True,
+        )
+        self.pid = self._popen.pid
+        processes[self.pid] = self
+        self.started = time.monotonic()
+        self.on_line: Callable[[bytes], None] = lambda _: None
+        self.on_long_line: Callable[[bytes, bytes], None] = lambda _head, _tail: None
+        self.on_end: Callable[[], None] = lambda: None
+        self.ended = asyncio.Event()
+        self.code: int | None = None
+        self._stdin = _Stdin()
+        self._stdout = _Lines(self._line, self._long_line, self._output_ended)
+        self._stderr = _Lines(self._print, lambda head, _: self._print(head), lambda: None, STDERR_LINE)
+        self._printed, self._printing_since = 0, 0.0
+        self._output_open = True
+        self._paused = False
+        self._stopping: asyncio.Task[None] | None = None
+
+    async def connect(self) -> None:
+        """Connect the pipes. Until then nothing is read."""
+        loop = asyncio.get_running_loop()
+        self._pidfd = os.pidfd_open(self.pid)
+        loop.add_reader(self._pidfd, self._exited)
+        stdin, stdout, stderr = self._popen.stdin, self._popen.stdout, self._popen.stderr
+        await loop.connect_write_pipe(lambda: self._stdin, stdin)
+        await loop.connect_read_pipe(lambda: self._stdout, stdout)
+        await loop.connect_read_pipe(lambda: self._stderr, stderr)
+        self._log("child_started", pid=self.pid)
+
+    @property
+    def usable(self) -> bool:
+        """Whether messages can still be exchanged with it."""
+        return self._output_open and self.code is None and self._stopping is None
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it is being ended."""
+        return self._stopping is not None
+
+    async def write(self, text: str) -> None:
+        """Send a message.
+
+        Raises:
+            BusyError: the child has not read earlier ones in time; nothing was sent.
+        """
+        if not await self._stdin.ready():
+            raise BusyError
+        self._stdin.write(text.encode() + b"\n")
+
+    def write_now(self, text: str) -> None:
+        """Send a short message of the bridge's own, whatever waits before it."""
+        self._stdin.write(text.encode() + b"\n")
+
+    def pause(self) -> None:
+        """Read no more of its output: the one who reads it is slow."""
+        self._paused = True
+        self._stdout.pause()
+
+    def resume(self) -> None:
+        """Read its output again."""
+        self._paused = False
+        self._stdout.resume()
+        if self.code is not None:
+            self._await_last_words()
+
+    def stop(self, grace: float = 2.0) -> "asyncio.Task[None]":
+        """End it and all that it started: by closing its input, then asking, then killing.
+
+        Args:
+            grace: Seconds for each of the first two.
+        """
+        if self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_task(self._stop(grace))
+        return self._stopping
+
+    async def _stop(self, grace: float) -> None:
+        self._stdin.close()
+        self.resume()
+        for number in (None, signal.SIGTERM):
+            if number is not None:
+                tree.send(self._members(), number)
+            try:
+                async with asyncio.timeout(grace):
+                    await self.ended.wait()
+                break
+            except TimeoutError:
+                continue
+        members = self._members()
+        while members:
+            tree.send(members, signal.SIGKILL)
+            await asyncio.sleep(0.02)
+            members = self._members()
+        self._stdout.close()
+        await self.ended.wait()
+        self._stderr.close()
+        # Its descendants were adopted by the bridge as they died: none may stay a zombie.
+        tree.adopted(self._processes)
+        self._processes.pop(self.pid, None)
+
+    def _members(self) -> set[int]:
+        return tree.members(self.pid, self._mark, self._processes)
+
+    def owns(self, mark: str | None, session: int) -> bool:
+        """Whether an adopted orphan is of this child's tree."""
+        return mark == self._mark or session == self.pid
+
+    def _line(self, line: bytes) -> None:
+        self.on_line(line)
+
+    def _long_line(self, head: bytes, tail: bytes) -> None:
+        self.on_long_line(head, tail)
+
+    def _exited(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self.code = self._popen.wait()
+        self._log("child_exited", pid=self.pid, status=self.code)
+        if self._output_open:
+            self._await_last_words()
+        else:
+            self._end()
+
+    def _await_last_words(self) -> None:
+        if not self._paused:
+            asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, self._end_unless_paused)
+
+    def _end_unless_paused(self) -> None:
+        if not self._paused:
+            self._end()
+
+    def _output_ended(self) -> None:
+        self._output_open = False
+        # Without its output it is of no use, though it may run on.
+        if self.code is None:
+            self.stop()
+            self._tell()
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        if not self.ended.is_set():
+            self._output_open = False
+            self.ended.set()
+            self.stop()
+            self._tell()
+
+    def _tell(self) -> None:
+        on_end, self.on_end = self.on_end, lambda: None
+        on_end()
+
+    def _print(self, line: bytes) -> None:
+        now = time.monotonic()
+        if now - self._printing_since >= 1:
+            if self._printed > STDERR_RATE:
+                self._log(
+                    "child_stderr_suppressed", "warning", pid=self.pid, lines=self._printed - STDERR_RATE
+                )
+            self._printed, self._printing_since = 0, now
+        self._printed += 1
+        if line and self._printed <= STDERR_RATE:
+            text = line[:STDERR_LINE].decode("utf-8", "replace")
+            self._log("child_stderr", pid=self.pid, text=self._log.clean(text))
+
+
+class _Stdin(asyncio.BaseProtocol):
+    """The pipe to the child."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.WriteTransport | None = None
+        self._drained = asyncio.Event()
+        self._drained.set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.WriteTransport, transport)
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._drained.set()
+
+    def pause_writing(self) -> None:
+        self._drained.clear()
+
+    def resume_writing(self) -> None:
+        self._drained.set()
+
+    async def ready(self) -> bool:
+        if not self._drained.is_set():
+            try:
+                async with asyncio.timeout(WRITE_SECONDS):
+                    await self._drained.wait()
+            except TimeoutError:
+                return False
+        return True
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def close(self) -> None:
+        # Not close(): that waits until a child that reads no more has read the rest.
+        if self._transport is not None:
+            if self._transport.get_write_buffer_size():
+                self._transport.abort()
+            else:
+                self._transport.close()
+
+
+class _Lines(asyncio.Protocol):
+    """A pipe from the child, cut into lines. A line longer than `limit` is thrown away as it comes."""
+
+    def __init__(
+        self,
+        on_line: Callable[[bytes], None],
+        on_long_line: Callable[[bytes, bytes], None],
+        on_end: Callable[[], None],
+        limit: int = MAX_MESSAGE,
+    ) -> None:
+        self._on_line, self._on_long_line, self._on_end, self._limit = on_line, on_long_line, on_end, limit
+        self._transport: asyncio.ReadTransport | None = None
+        self._buffer = bytearray()
+        self._searched = 0
+        self._head: bytes | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.ReadTransport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        rest, self._buffer = bytes(self._buffer), bytearray()
+        if rest and self._head is None:
+            self._on_line(rest)
+        self._on_end()
+
+    def data_received(self, data: bytes) -> None:
+        buffer = self._buffer
+        buffer += data
+        while (end := buffer.find(b"\n", self._searched)) >= 0:
+            line = bytes(memoryview(buffer)[:end])
+            del buffer[: end + 1]
+            self._searched = 0
+            if self._head is not None or len(line) > self._limit:
+                self._on_long_line(self._head or line[:EDGE], line[-EDGE:])
+                self._head = None
+            else:
+                self._on_line(line)
+        if len(buffer) > self._limit:
+            self._head = self._head or bytes(buffer[:EDGE])
+            del buffer[:-EDGE]
+        self._searched = len(buffer)
+
+    def pause(self) -> None:
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()

@@ -1,0 +1,151 @@
+"""Sessions of clients that speak MCP 2024-11-05 to 2025-11-25 over streamable HTTP."""
+
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from gatehouse_bridge import jsonrpc
+from gatehouse_bridge.child import PROTOCOL_VERSIONS, Child
+from gatehouse_bridge.jsonrpc import Message
+from gatehouse_bridge.stream import Stream
+
+# Streams that have ended and are kept for a client that lost its connection before it had read them.
+ENDED_KEPT = 16
+
+
+class Session:
+    """One client's session, on a child of its own or on one that it shares.
+
+    Args:
+        child: The child.
+        owner: Who opened it, as the gateway says; the session is his alone.
+        on_lost: Called when the session has come to its end without the client asking for it.
+    """
+
+    def __init__(self, child: Child, owner: str, on_lost: "Callable[[Session], None]") -> None:
+        """See the class."""
+        self.id = secrets.token_urlsafe(24)
+        self.owner = owner
+        self.child = child
+        # Connections of the client that are open.
+        self.connections = 0
+        self.idle_since = time.monotonic()
+        # The version that was agreed on; empty until then.
+        self.version = ""
+        self._on_lost = on_lost
+        self._throttle = None if child.shared else child.throttle
+        self._standalone = Stream(0, self._throttle)
+        self._streams: OrderedDict[int, Stream] = OrderedDict()
+        self._numbers = 0
+        child.attach(self)
+
+    async def request(self, message: Message) -> Stream:
+        """Send a request of the client; returns the stream that its answer comes on.
+
+        Raises:
+            ChildError: the child cannot take it.
+        """
+        self._numbers += 1
+        stream = Stream(self._numbers, self._throttle)
+        self._streams[stream.number] = stream
+        ended = [number for number, old in self._streams.items() if old.final]
+        for number in ended[: max(0, len(ended) - ENDED_KEPT)]:
+            del self._streams[number]
+        if self.child.shared and message.method == "initialize":
+            stream.put(self._hello(message), final=True)
+            return stream
+        try:
+            await self.child.request(self, message, stream)
+        except BaseException:
+            self.forget(stream)
+            raise
+        return stream
+
+    async def accept(self, message: Message) -> None:
+        """Send a notification or a response of the client.
+
+        Raises:
+            ChildError: the child cannot take it.
+        """
+        if message.is_response:
+            await self.child.answer(self, message)
+        else:
+            await self.child.notify(self, message)
+
+    def initialized(self, text: str) -> tuple[int, str]:
+        """Take note of the child's answer to `initialize`, and pass it on."""
+        result = jsonrpc.scan_object(text)[0].get("result")
+        if result is not None and isinstance(result.value, dict):
+            self.version = str(result.value.get("protocolVersion"))
+        return 200, text
+
+    def forget(self, stream: Stream) -> None:
+        """The client has had all of a stream in one piece: it will not ask for it again."""
+        self._streams.pop(stream.number, None)
+
+    def stream(self, last_event_id: str | None) -> tuple[Stream, int | None] | None:
+        """The stream that a GET asks for, and the number of the last event that the client has.
+
+        Args:
+            last_event_id: As the client sent it, `<stream>-<event>`; None opens the session's own stream.
+
+        Returns:
+            None if there is no such stream (any more).
+        """
+        if last_event_id is None:
+            return self._standalone, None
+        stream_number, _, event_number = last_event_id.partition("-")
+        if not (stream_number.isdecimal() and event_number.isdecimal()):
+            return None
+        stream = self._standalone if stream_number == "0" else self._streams.get(int(stream_number))
+        return None if stream is None else (stream, int(event_number))
+
+    def close(self) -> None:
+        """End the session: the streams end, and what the child still works on for it is cancelled."""
+        self.child.detach(self)
+        self._finish()
+
+    # What the child says (`gatehouse_bridge.child.Client`).
+
+    def receive(self, method: str, text: str, stream: Stream | None) -> None:
+        """Put a message of the child onto one stream, and only one (MCP 2025-11-25, multiple connections)."""
+        if stream is None or stream.final:
+            stream = self._choose()
+        stream.put(text)
+
+    def lost(self) -> None:
+        """The child is gone, and the session with it."""
+        self._finish()
+        self._on_lost(self)
+
+    def end_standalone(self) -> None:
+        """End the stream that a client opened with GET; it may be opened again."""
+        self._standalone.finish()
+
+    def _choose(self) -> Stream:
+        """Where a message goes that does not say what it belongs to.
+
+        With one call under way it belongs there, and comes before the answer. Else to the session's own stream, if
+        it is open; else onto any that is.
+        """
+        waiting = [call.stream for call in self.child.calls.values() if call.client is self]
+        waiting = [stream for stream in waiting if stream.attached]
+        if len(waiting) == 1 or (waiting and not self._standalone.attached):
+            return waiting[-1]
+        return self._standalone
+
+    def _finish(self) -> None:
+        self._standalone.finish()
+        for stream in self._streams.values():
+            stream.finish()
+
+    def _hello(self, message: Message) -> str:
+        """Answer `initialize` for a child that the bridge has initialized.
+
+        With the version that the client asked for, as long as the child's is not older.
+        """
+        offered, spoken = message.param("protocolVersion"), self.child.hello.get("protocolVersion")
+        if offered in PROTOCOL_VERSIONS and spoken in PROTOCOL_VERSIONS:
+            spoken = min(offered, spoken)
+        return jsonrpc.result(message.id or "null", {**self.child.hello, "protocolVersion": spoken})

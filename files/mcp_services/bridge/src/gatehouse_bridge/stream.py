@@ -1,0 +1,159 @@
+"""What goes to a client: the events of one answer or of one event stream, kept so that they can be sent again."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+# Unread bytes above which the source is asked to wait, and below which it may go on.
+HIGH = 1024 * 1024
+LOW = 256 * 1024
+# What is kept of a stream for a client that comes back.
+KEPT_BYTES = 512 * 1024
+KEPT_EVENTS = 256
+
+
+class Event(NamedTuple):
+    """One message; `number` counts from 1 within its stream."""
+
+    number: int
+    text: str
+
+
+class Stream:
+    """A sequence of messages with at most one reader at a time.
+
+    Args:
+        number: Names it within its session; 0 is the stream that a client opens with GET.
+        throttle: Called with True when the reader falls behind, with False when it has caught up. None where
+            the source serves others too and cannot wait: then the oldest messages are dropped.
+    """
+
+    def __init__(self, number: int, throttle: "Callable[[Stream, bool], None] | None" = None) -> None:
+        """See the class."""
+        self.number = number
+        self.final = False
+        # Whether its last event is the answer that it was for.
+        self.answered = False
+        self.dropped = 0
+        self._throttle = throttle
+        self._throttled = False
+        self._events: deque[Event] = deque()
+        self._size = 0
+        self._last = 0
+        self._read = 0
+        self._unread = 0
+        self._reader: object | None = None
+        self._waiter: asyncio.Future[bool] | None = None
+
+    @property
+    def attached(self) -> bool:
+        """Whether someone reads it."""
+        return self._reader is not None
+
+    @property
+    def read(self) -> int:
+        """Number of the last event that was read."""
+        return self._read
+
+    @property
+    def waiting(self) -> int:
+        """How many events are there to be read."""
+        return self._last - self._read
+
+    def is_answer(self, event: Event) -> bool:
+        """Whether this event is the answer."""
+        return self.answered and event.number == self._last
+
+    def ended_for(self, reader: object) -> bool:
+        """Whether this reader, and no later one, has come to its end."""
+        return self.final and self._reader is reader and not self.waiting
+
+    def put(self, text: str, final: bool = False) -> None:
+        """Add a message; after the final one the stream is at its end and takes no more."""
+        if self.final:
+            return
+        self._last += 1
+        self._events.append(Event(self._last, text))
+        self._size += len(text)
+        self._unread += len(text)
+        self.final = self.answered = final
+        if self._unread > HIGH and self._throttle and self.attached and not self._throttled:
+            self._throttled = True
+            self._throttle(self, True)
+        self._trim()
+        self._wake()
+
+    def finish(self) -> None:
+        """End it without another message."""
+        self.final = True
+        self._wake()
+
+    def attach(self, after: int | None = None) -> object:
+        """Become its reader; one who was before is told to go.
+
+        Args:
+            after: Number of the last event that the client has; None for all that nobody has read yet.
+        """
+        if after is not None:
+            self._read = min(after, self._last)
+            self._unread = sum(len(event.text) for event in self._events if event.number > self._read)
+        self._reader = object()
+        self._wake()
+        return self._reader
+
+    def detach(self, reader: object) -> None:
+        """Stop being its reader."""
+        if self._reader is reader:
+            self._reader = None
+            self._release()
+            self._trim()
+            self._wake()
+
+    def take(self, reader: object) -> list[Event] | None:
+        """The events that are there, [] if none is; None at the end, or when another became the reader."""
+        if self._reader is not reader:
+            return None
+        events = (
+            [event for event in self._events if event.number > self._read] if self._read < self._last else []
+        )
+        if events:
+            self._read = self._last
+            self._unread = 0
+            self._release()
+            self._trim()
+        elif self.final:
+            return None
+        return events
+
+    async def wait(self, seconds: float) -> bool:
+        """Return when something happened, at the latest after so many seconds; whether nothing has."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
+        self._waiter = waiter
+        timer = loop.call_later(seconds, self._wake, True)
+        try:
+            return await waiter
+        finally:
+            timer.cancel()
+
+    def _wake(self, quiet: bool = False) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(quiet)
+
+    def _release(self) -> None:
+        if self._throttled and self._throttle and (self._unread < LOW or not self.attached):
+            self._throttled = False
+            self._throttle(self, False)
+
+    def _trim(self) -> None:
+        waiting = self._throttle is not None and self.attached
+        while len(self._events) > 1 and (self._size > KEPT_BYTES or len(self._events) > KEPT_EVENTS):
+            oldest = self._events[0]
+            if oldest.number > self._read:
+                if waiting or (self.attached and self._unread <= HIGH):
+                    break
+                self.dropped += 1
+                self._unread -= len(oldest.text)
+            self._events.popleft()
+            self._size -= len(oldest.text)

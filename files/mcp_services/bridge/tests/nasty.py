@@ -1,0 +1,198 @@
+"""An MCP server over stdio (2025-11-25) that does what servers should not, when its tools are called.
+
+Only the standard library: it stands for a server in any language.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+lock = threading.Lock()
+answers: dict[str, Any] = {}
+answered = threading.Condition()
+seen: list[dict[str, Any]] = []
+deaf = threading.Event()
+
+
+def write(message: dict[str, Any]) -> None:
+    with lock:
+        sys.stdout.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
+        sys.stdout.flush()
+
+
+def write_raw(text: str) -> None:
+    with lock:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def notify(method: str, **params: Any) -> None:
+    write({"method": method, "params": params})
+
+
+def ask(identifier: str, method: str, params: dict[str, Any]) -> Any:
+    write({"id": identifier, "method": method, "params": params})
+    with answered:
+        answered.wait_for(lambda: identifier in answers, timeout=20)
+        return answers.pop(identifier, "no answer")
+
+
+def daemon(environment: dict[str, str] | None) -> int:
+    """A process that cuts every tie: its own session, no parent, perhaps no environment."""
+    code = (
+        "import os,sys,time\n"
+        "if os.fork(): os._exit(0)\n"
+        "os.setsid()\n"
+        "if os.fork(): os._exit(0)\n"
+        "os.write(1, str(os.getpid()).encode())\n"
+        "os.close(1)\n"
+        "time.sleep(600)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    return int(done.stdout)
+
+
+def call(identifier: Any, name: str, arguments: dict[str, Any], token: Any) -> Any:
+    match name:
+        case "echo":
+            return arguments.get("text")
+        case "pid":
+            return os.getpid()
+        case "env":
+            return dict(os.environ)
+        case "seen":
+            return seen
+        case "sleep":
+            time.sleep(arguments["seconds"])
+            return "slept"
+        case "progress":
+            for step in range(1, arguments["steps"] + 1):
+                notify("notifications/progress", progressToken=token, progress=step, total=arguments["steps"])
+                time.sleep(arguments.get("pause", 0))
+            return "done"
+        case "log":
+            notify("notifications/message", level=arguments.get("level", "info"), data=arguments["text"])
+            return "logged"
+        case "later":
+            threading.Timer(
+                arguments["seconds"], lambda: notify("notifications/message", level="info", data="later")
+            ).start()
+            return "soon"
+        case "changed":
+            notify("notifications/tools/list_changed")
+            notify("notifications/resources/updated", uri="test://watched")
+            notify("notifications/resources/updated", uri="test://other")
+            return "changed"
+        case "ask":
+            return ask(arguments["id"], arguments["method"], {"message": "?"})
+        case "stderr":
+            line = b"x" * 8000 + b"\n"
+            for _ in range(arguments["bytes"] // len(line)):
+                os.write(2, line)
+            return "written"
+        case "say":
+            print(arguments["text"], file=sys.stderr, flush=True)
+            return "said"
+        case "big":
+            return "x" * arguments["bytes"]
+        case "too_long":
+            write({"id": identifier, "result": {"content": [], "filler": "x" * (11 * 1024 * 1024)}})
+            return None
+        case "flood":
+            for number in range(arguments["count"]):
+                notify("notifications/message", level="info", data=f"{number} " + "x" * arguments["size"])
+            return "flooded"
+        case "garbage":
+            write_raw("this is no JSON\n\n[]\n{}\n42\n" + '{"jsonrpc":"2.0","id":999999,"result":{}}\n' + "\x00\xff\n")
+            return "still here"
+        case "exact":
+            write_raw(
+                '{"jsonrpc":"2.0", "result": {"z": 1.0e2, "a": 123456789012345678901234567890, "lone": "\\ud800",'
+                f' "content": [] }},"id":{identifier}}}\n'
+            )
+            return None
+        case "crash":
+            os._exit(7)
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+            return None
+        case "last_words":
+            write({"id": identifier, "result": {"content": [{"type": "text", "text": "bye"}]}})
+            os._exit(0)
+        case "deaf":
+            deaf.set()
+            return "no longer listening"
+        case "stubborn":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            deaf.set()
+            return os.getpid()
+        case "close_stdout":
+            os.close(1)
+            return None
+        case "spawn":
+            near = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)
+            holding = subprocess.Popen(["sleep", "600"], start_new_session=True)
+            return [near.pid, holding.pid, daemon(None), daemon({})]
+    raise ValueError(name)
+
+
+def serve(message: dict[str, Any]) -> None:
+    identifier, method, params = message["id"], message["method"], message.get("params", {})
+    match method:
+        case "initialize":
+            capabilities = {
+                "tools": {"listChanged": True},
+                "resources": {"subscribe": True, "listChanged": True},
+                "logging": {},
+            }
+            result: Any = {
+                "protocolVersion": min(params["protocolVersion"], "2025-11-25"),
+                "capabilities": capabilities,
+                "serverInfo": {"name": "nasty", "version": "1"},
+                "instructions": "Take care.",
+            }
+        case "tools/list":
+            result = {"tools": [{"name": "echo", "inputSchema": {"type": "object"}}]}
+        case "tools/call":
+            value = call(
+                identifier, params["name"], params.get("arguments", {}), params.get("_meta", {}).get("progressToken")
+            )
+            if value is None:
+                return
+            result = {"content": [{"type": "text", "text": value if isinstance(value, str) else json.dumps(value)}]}
+        case "resources/read":
+            write({"id": identifier, "error": {"code": -32002, "message": "Resource not found"}})
+            return
+        case "ping" | "resources/subscribe" | "resources/unsubscribe" | "logging/setLevel":
+            result = {}
+        case _:
+            write({"id": identifier, "error": {"code": -32601, "message": "Method not found"}})
+            return
+    write({"id": identifier, "result": result})
+
+
+def main() -> None:
+    if os.environ.get("NASTY_START") == "exit":
+        sys.exit(3)
+    time.sleep(float(os.environ.get("NASTY_DELAY", "0")))
+    for line in sys.stdin:
+        message = json.loads(line)
+        seen.append({key: message.get(key) for key in ("id", "method", "params") if key in message})
+        if "method" not in message:
+            with answered:
+                answers[message["id"]] = message.get("result", message.get("error"))
+                answered.notify_all()
+        elif "id" in message:
+            threading.Thread(target=serve, args=(message,), daemon=True).start()
+        while deaf.wait(0.01 if message.get("method") == "tools/call" else 0):
+            time.sleep(1)
+
+
+main()

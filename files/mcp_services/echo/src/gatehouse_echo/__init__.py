@@ -1,0 +1,1 @@
+"""Shows a client of the gateway what a service sees of it."""

@@ -1,0 +1,214 @@
+"""The service as a client sees it: a real process, real connections, every revision of the protocol."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import httpx2
+import pytest
+from mcp.client import Client
+from mcp.client.streamable_http import streamable_http_client
+
+SOURCE = Path(__file__).parents[1] / "src"
+IDENTITY = {
+    "X-Gatehouse-User": "local:ana",
+    "X-Gatehouse-Name": "Ana%20Mar%C3%ADa",
+    "X-Gatehouse-Email": "ana@example.com",
+    "X-Gatehouse-Groups": "staff,docs%2C old",
+    "X-Gatehouse-Client": "client-1",
+    "X-Gatehouse-Scope": "mcp",
+}
+SECRETS = {"Authorization": "Bearer tell-no-one", "Cookie": "a=tell-no-one", "X-Api-Key": "tell-no-one"}
+ACCEPT = {"Accept": "application/json, text/event-stream"}
+
+
+def environment(port: int, **changes: str) -> dict[str, str]:
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(SOURCE),
+        "GATEHOUSE_LISTEN": f"127.0.0.1:{port}",
+        "GATEHOUSE_SERVICE": "echo",
+        "GATEHOUSE_PUBLIC_URL": "https://echo.example.com/mcp",
+        **changes,
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_up(url: str) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            httpx.get(f"{url}/health")
+        except httpx.TransportError:
+            time.sleep(0.05)
+        else:
+            return
+    raise TimeoutError
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-m", "gatehouse_echo"], env=environment(port))
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_up(address)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+async def call(url: str, tool: str, mode: str, headers: dict[str, str], **arguments: Any) -> str:
+    async with (
+        httpx2.AsyncClient(headers=headers) as http,
+        Client(streamable_http_client(f"{url}/mcp", http_client=http), mode=mode) as client,
+    ):
+        result = await client.call_tool(tool, arguments)
+        assert not result.is_error
+        (content,) = result.content
+        assert content.type == "text"
+        return content.text
+
+
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+async def test_echo_returns_the_text(url: str, mode: str) -> None:
+    assert await call(url, "echo", mode, {}, text="grüß 世界 \u2028") == "grüß 世界 \u2028"
+
+
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+async def test_whoami_shows_the_gateways_identity(url: str, mode: str) -> None:
+    assert json.loads(await call(url, "whoami", mode, IDENTITY)) == {
+        "user": "local:ana",
+        "name": "Ana María",
+        "email": "ana@example.com",
+        "groups": ["staff", "docs, old"],
+        "client": "client-1",
+        "scope": "mcp",
+    }
+
+
+async def test_whoami_without_a_gateway(url: str) -> None:
+    assert set(json.loads(await call(url, "whoami", "legacy", {})).values()) == {None}
+
+
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+async def test_headers_never_shows_a_secret(url: str, mode: str) -> None:
+    text = await call(url, "headers", mode, IDENTITY | SECRETS)
+    assert "tell-no-one" not in text
+    shown = json.loads(text)
+    assert shown["authorization"] == shown["cookie"] == shown["x-api-key"] == "(redacted)"
+    assert shown["x-gatehouse-user"] == "local:ana"
+
+
+@pytest.mark.parametrize("version", ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"])
+def test_every_earlier_revision_is_spoken_without_a_session(url: str, version: str) -> None:
+    hello = {"protocolVersion": version, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
+    answer = httpx.post(f"{url}/mcp", json=body, headers=ACCEPT)
+    assert answer.json()["result"]["protocolVersion"] == version
+    assert "mcp-session-id" not in answer.headers
+    headers = ACCEPT | {"MCP-Protocol-Version": version}
+    body = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
+    tools = httpx.post(f"{url}/mcp", json=body, headers=headers).json()["result"]["tools"]
+    assert [tool["name"] for tool in tools] == ["echo", "whoami", "headers"]
+
+
+def stateless(name: str, **headers: str) -> dict[str, Any]:
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    params = {"name": name, "arguments": {"text": "x"}, "_meta": meta}
+    return {
+        "json": {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params},
+        "headers": ACCEPT
+        | {"MCP-Protocol-Version": "2026-07-28", "Mcp-Method": "tools/call", "Mcp-Name": name}
+        | headers,
+    }
+
+
+def test_a_header_that_disagrees_with_the_body_is_refused(url: str) -> None:
+    answer = httpx.post(f"{url}/mcp", **stateless("echo", **{"Mcp-Name": "whoami"}))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, -32020)
+
+
+def test_an_unknown_revision_is_refused(url: str) -> None:
+    request = stateless("echo", **{"MCP-Protocol-Version": "2099-01-01"})
+    request["json"]["params"]["_meta"]["io.modelcontextprotocol/protocolVersion"] = "2099-01-01"
+    answer = httpx.post(f"{url}/mcp", **request)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, -32022)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("echo.example.com", 200),
+        ("echo.example.com:8443", 200),
+        ("127.0.0.1:1", 200),
+        ("[::1]:9", 200),
+        ("localhost", 200),
+        ("evil.example", 421),
+        ("echo.example.com.evil.example", 421),
+        ("localhost.evil.example", 421),
+        ("[", 421),
+    ],
+)
+def test_only_its_own_hosts_are_served(url: str, host: str, status: int) -> None:
+    assert httpx.get(f"{url}/health", headers={"Host": host}).status_code == status
+    assert httpx.post(f"{url}/mcp", **stateless("echo", Host=host)).status_code == status
+
+
+def test_a_web_origin_is_the_gateways_business(url: str) -> None:
+    answer = httpx.post(f"{url}/mcp", **stateless("echo", Origin="https://app.example.com"))
+    assert answer.status_code == 200
+
+
+def test_other_methods_and_paths(url: str) -> None:
+    assert httpx.get(f"{url}/mcp", headers=ACCEPT).status_code == 405
+    assert httpx.delete(f"{url}/mcp").status_code == 405
+    assert httpx.get(f"{url}/").status_code == 404
+    assert httpx.get(f"{url}/health").json() == {"status": "ok", "service": "echo"}
+
+
+def test_wrong_configuration_is_named_and_never_quoted() -> None:
+    env = environment(1, GATEHOUSE_LISTEN="tell-no-one", GATEHOUSE_PUBLIC_URL="tell-no-one")
+    done = subprocess.run(
+        [sys.executable, "-m", "gatehouse_echo"], env=env, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 78
+    assert "GATEHOUSE_LISTEN: must be an address" in done.stderr
+    assert "GATEHOUSE_PUBLIC_URL: must be the URL" in done.stderr
+    assert "tell-no-one" not in done.stderr + done.stdout
+
+
+def test_systemd_learns_of_start_life_and_end(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(tmp_path / "notify"))
+        notify.settimeout(30)
+        env = environment(free_port(), NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="400000")
+        process = subprocess.Popen([sys.executable, "-m", "gatehouse_echo"], env=env)
+        seen: list[bytes] = []
+        try:
+            while not {b"READY=1", b"WATCHDOG=1"} <= set(seen):
+                seen.append(notify.recv(100))
+            process.send_signal(signal.SIGTERM)
+            while b"STOPPING=1" not in seen:
+                seen.append(notify.recv(100))
+            assert process.wait(10) in (0, -signal.SIGTERM)
+        finally:
+            process.kill()
+            process.wait()

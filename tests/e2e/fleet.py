@@ -1,0 +1,89 @@
+"""The gateway's hosts, as Ansible reaches them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import testinfra
+from testinfra.host import Host
+
+PLAYBOOK_SECONDS = 900
+
+
+@dataclass(frozen=True)
+class Played:
+    """A playbook run to its end."""
+
+    status: int
+    output: str
+
+
+class Fleet:
+    """Runs playbooks on the gateway's hosts, and commands as root.
+
+    Args:
+        root: the checkout.
+        inventory: the Ansible inventory.
+    """
+
+    def __init__(self, root: Path, inventory: Path) -> None:
+        self._root = root
+        self._inventory = inventory.absolute()
+        programs = str(Path(sys.executable).parent)
+        # testinfra calls `ansible-inventory` and `ansible` by name.
+        os.environ["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
+
+    def hosts(self, group: str = "all") -> list[Host]:
+        """The hosts of an inventory group."""
+        found: list[Host] = testinfra.get_hosts(
+            [f"ansible://{group}"], ansible_inventory=str(self._inventory)
+        )
+        return found
+
+    def play(self, playbook: str, variables: dict[str, Any] | None = None) -> Played:
+        """Run a playbook of the checkout; its output is kept, not printed."""
+        done = subprocess.run(
+            [
+                "ansible-playbook",
+                playbook,
+                "--inventory",
+                str(self._inventory),
+                "--extra-vars",
+                json.dumps(variables or {}),
+            ],
+            cwd=self._root,
+            env={**os.environ, "ANSIBLE_CONFIG": str(self._root / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PLAYBOOK_SECONDS,
+            check=False,
+        )
+        return Played(done.returncode, done.stdout)
+
+    def processes(self) -> dict[tuple[str, str], str]:
+        """The main process of each running unit of ours, by host and unit."""
+        running = {}
+        for host in self.hosts():
+            shown = host.check_output(
+                "systemctl show 'gatehouse-*' --property=Id,MainPID,ExecMainStartTimestampMonotonic --state=active"
+            )
+            for block in shown.split("\n\n"):
+                unit = dict(line.split("=", 1) for line in block.splitlines())
+                running[host.backend.hostname, unit["Id"]] = (
+                    f"{unit.get('MainPID')} since {unit.get('ExecMainStartTimestampMonotonic')}"
+                )
+        return running
+
+
+def python(host: Host, program: str) -> str:
+    """What a Python program prints on a host; `program` is in an argument there, so it holds no secret."""
+    printed: str = host.check_output(f"python3 -c {shlex.quote(program)}")
+    return printed
