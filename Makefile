@@ -57,7 +57,6 @@ define package_rules
 $(CACHE)/package-$(notdir $(1)): files/$(1)/requirements-dev.lock .venv/bin/uv
 	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(call package_venv,$(1))
 	$(BIN)/uv pip install --quiet --python $(call package_venv,$(1))/bin/python --require-hashes -r $$<
-	$(BIN)/uv pip install --quiet --python $(call package_venv,$(1))/bin/python --no-deps --editable files/$(1)
 	@touch $$@
 
 .PHONY: lint-$(notdir $(1)) unit-$(notdir $(1))
@@ -88,8 +87,16 @@ unit: $(CACHE)/venv-test ## Unit tests of the collection
 .PHONY: packages
 packages: $(foreach package,$(PACKAGES),unit-$(notdir $(package))) ## Tests of the Python packages, with a real Redis and real processes
 
+.PHONY: integration
+integration: $(CACHE)/venv-test ## What the playbooks refuse, without a host
+	$(BIN)/pytest -q tests/integration
+
 .PHONY: test-fast
-test-fast: lint unit packages ## What to run while you work
+test-fast: lint unit packages integration ## What to run while you work
+
+.PHONY: lab-test
+lab-test: $(CACHE)/venv-test $(CACHE)/apt-test ## The lab itself: two at once, idempotence, teardown after a crash
+	$(BIN)/pytest -q tests/lab
 
 .PHONY: molecule
 molecule: $(CACHE)/venv-test $(CACHE)/apt-test ## Every scenario on real systemd hosts
@@ -100,15 +107,18 @@ e2e: $(CACHE)/venv-test $(CACHE)/apt-test ## Clients from other teams and a real
 	tools/e2e
 
 .PHONY: test
-test: test-fast molecule e2e ## Everything; what CI runs
+test: test-fast lab-test molecule e2e ## Everything; what CI runs
 
 # The demo.
 
 .PHONY: demo
+demo demo-down: export GATEHOUSE_LAB := $(LAB)
 demo: $(CACHE)/venv-demo ## A gateway on a lab of this machine, and a walk through it
 	$(BIN)/ansible-playbook playbooks/lab_up.yml -e lab_name=$(LAB) -e lab_domain=$(DOMAIN)
 	$(BIN)/ansible-playbook site.yml -i inventory/lab
-	$(BIN)/python tools/demo.py
+	$(BIN)/ansible gateway_edge[0] -i inventory/lab -m ansible.builtin.fetch \
+	  -a "src=/etc/gatehouse/ca.pem dest=.lab/$(LAB)/ca.pem flat=true" > /dev/null
+	$(BIN)/python tools/demo.py --domain $(DOMAIN) --ca-file .lab/$(LAB)/ca.pem --password-file .lab/$(LAB)/password
 
 .PHONY: demo-down
 demo-down: $(CACHE)/venv-demo ## Remove the demo's lab, every trace of it

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 HEADER = ("HOST", "UNIT", "STATE", "HTTP", "MCP", "RELEASE", "SECRETS")
@@ -23,13 +23,17 @@ def age(since: float | None, now: float) -> str:
 
 
 def rows(
-    hosts: list[str], hostvars: Mapping[str, Mapping[str, Any]], now: float | None = None
+    hosts: list[str],
+    hostvars: Mapping[str, Mapping[str, Any]],
+    expected: Mapping[str, Iterable[str]],
+    now: float | None = None,
 ) -> list[dict[str, str]]:
     """A row for each unit of each host.
 
     Args:
         hosts: The fleet.
         hostvars: Ansible's; each host has `status_info`, edges have `status_front` as well.
+        expected: Services that should run, by host.
         now: Epoch seconds.
     """
     moment = time.time() if now is None else now
@@ -40,6 +44,10 @@ def rows(
         if "components" not in info:
             table.append(dict.fromkeys(HEADER, "-") | {"HOST": host, "STATE": "unreachable"})
             continue
+        for name in sorted(set(expected.get(host, ())) - set(info["components"])):
+            table.append(
+                dict.fromkeys(HEADER, "-") | {"HOST": host, "UNIT": f"gatehouse-{name}", "STATE": "missing"}
+            )
         for name, component in sorted(info["components"].items()):
             health = component["health"]
             through = [front.get("services", {}).get(name) for front in fronts]

@@ -237,7 +237,8 @@ class RootCache:
         options = [f"--aptopt={option}" for option in controller_apt_options()]
         options += [f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED]
         command = [
-            # Its own end, should this process be killed: an orphan must not hold the locks for ever.
+            # Mounts of its own, which end with it however it ends; and an end, so that no orphan holds the locks.
+            "unshare", "--mount",
             "timeout", "--foreground", "--kill-after=10", str(BUILD_SECONDS),
             "mmdebstrap", "--quiet", "--mode=root", "--format=directory", "--variant=minbase",
             f"--include={','.join(PACKAGES)}", "--dpkgopt=force-unsafe-io", "--skip=cleanup/apt", *options,

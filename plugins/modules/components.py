@@ -75,7 +75,7 @@ options:
             description: Seconds in which it must pass.
             type: int
             default: 45
-author: Gatehouse contributors
+author: Gatehouse contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

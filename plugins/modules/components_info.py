@@ -33,7 +33,7 @@ options:
       secrets:
         description: File whose age is the age of the secrets.
         type: path
-author: Gatehouse contributors
+author: Gatehouse contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

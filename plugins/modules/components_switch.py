@@ -22,7 +22,7 @@ options:
     description: Releases of a component that are kept.
     type: int
     default: 3
-author: Gatehouse contributors
+author: Gatehouse contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -60,7 +60,7 @@ options:
         description: Its archive, on the host.
         type: path
         required: true
-author: Gatehouse contributors
+author: Gatehouse contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -103,9 +103,8 @@ QUERY = (
     " 'glibc': platform.libc_ver()[1]}))"
 )
 SCRIPT = """#!{python}
-import sys
 from {module} import {first}
-sys.exit({call}())
+raise SystemExit({call}())
 """
 ENTRY = re.compile(r"(?P<module>[\w.]+):(?P<call>[\w.]+)")
 

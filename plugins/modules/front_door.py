@@ -116,7 +116,7 @@ def wait(client: Client, seconds: int) -> str | None:
             return None
 
 
-def said() -> str:
+def traefik_log() -> str:
     """The last lines of Traefik's log that are not about requests."""
     return "\n".join(
         line for line in log_tail(TRAEFIK_UNIT, []).splitlines() if '"RequestMethod"' not in line
@@ -140,7 +140,7 @@ def main() -> None:
             Client(module.params["health_url"], EDGE, module.params["ca_file"]), module.params["timeout"]
         )
         if fault:
-            module.fail_json(msg=f"front door: {fault}\nLast log lines of Traefik:\n{said()}")
+            module.fail_json(msg=f"front door: {fault}\nLast log lines of Traefik:\n{traefik_log()}")
     with ThreadPoolExecutor(4) as pool:
         said = dict(
             zip(services, pool.map(partial(check, module.params["ca_file"]), services.items()), strict=True)

@@ -21,7 +21,7 @@ options:
     description: The file.
     type: path
     default: /var/lib/gatehouse/secrets/store.json
-author: Gatehouse contributors
+author: Gatehouse contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -7,7 +7,7 @@ module: traefik_binary
 short_description: Install Traefik's program
 description:
   - Fetched on the controller, verified against a pinned digest, and pushed to C(/opt/gatehouse/traefik/releases/<id>), where
-    C(/opt/gatehouse/traefik/current) points.
+    C(/opt/gatehouse/traefik/current) points once the program has loaded the configuration that is in place.
 options:
   source:
     description: Where it comes from.
@@ -85,9 +85,13 @@ def install(identity: str, program: str | None) -> None:
         target = scratch / "traefik"
         shutil.copyfile(program, target)
         target.chmod(0o755)
-        subprocess.run([str(target), "version"], check=True, capture_output=True)
         os.sync()
         scratch.rename(release)
+    # It has to run here, and to take the configuration that is in place.
+    subprocess.run([release / "traefik", "version"], check=True, capture_output=True, text=True)
+    subprocess.run(
+        [FOLDER / "check", "program", release / "traefik"], check=True, capture_output=True, text=True
+    )
     link(FOLDER / "current", f"releases/{identity}")
     others = sorted(
         (path for path in releases.iterdir() if path != release), key=lambda path: path.stat().st_mtime
@@ -118,7 +122,8 @@ def main() -> None:
         try:
             install(module.params["id"], module.params["program"])
         except (OSError, subprocess.CalledProcessError) as error:
-            module.fail_json(msg=f"Traefik's program cannot be installed: {error}")
+            said = (getattr(error, "stderr", None) or "").strip()
+            module.fail_json(msg=f"Traefik's program was not installed: {said or error}")
     module.exit_json(
         changed=module.params["state"] == "present",
         arch=platform.machine(),

@@ -19,6 +19,7 @@ from conftest import ECHO, FILES, ISSUER, REDIRECT, Browser, Fleet, Node, answer
         ({"scope": "files:read"}, "invalid_scope"),
         ({"scope": "admin"}, "invalid_scope"),
         ({"response_type": "token"}, "unsupported_response_type"),
+        ({"response_type": None}, "unsupported_response_type"),
     ],
 )
 def test_errors_go_to_the_client_with_iss_and_state(

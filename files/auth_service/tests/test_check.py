@@ -48,7 +48,7 @@ def test_no_token_gets_the_way_to_one(node: Node) -> None:
 
 @pytest.mark.parametrize("token", ["x", "a.b.c", "é", "." * 200, "x" * 9000])
 def test_nonsense_is_an_invalid_token(node: Node, token: str) -> None:
-    response = httpx.get(
+    response = node.http.get(
         f"{node.base}/internal/check/echo", headers=[(b"Authorization", b"Bearer " + token.encode())]
     )
     assert response.status_code == 401
@@ -59,12 +59,12 @@ def test_only_a_bearer_header_counts(node: Node, browser: Browser, client_id: st
     token = browser.tokens(client_id).access
     url = f"{node.base}/internal/check/echo"
     assert httpx.get(f"{url}?access_token={token}").status_code == 401
-    assert httpx.get(url, headers={"Cookie": f"token={token}"}).status_code == 401
-    assert httpx.get(url, headers={"Authorization": f"Basic {token}"}).status_code == 401
-    assert httpx.get(url, headers={"Authorization": token}).status_code == 401
-    assert httpx.get(url, headers={"Authorization": f"bearer {token}"}).status_code == 200
+    assert node.http.get(url, headers={"Cookie": f"token={token}"}).status_code == 401
+    assert node.http.get(url, headers={"Authorization": f"Basic {token}"}).status_code == 401
+    assert node.http.get(url, headers={"Authorization": token}).status_code == 401
+    assert node.http.get(url, headers={"Authorization": f"bearer {token}"}).status_code == 200
     twice = [("Authorization", f"Bearer {token}"), ("Authorization", "Bearer x")]
-    assert httpx.get(url, headers=twice).status_code == 400
+    assert node.http.get(url, headers=twice).status_code == 400
 
 
 def test_a_token_for_one_service_opens_no_other(node: Node, browser: Browser, client_id: str) -> None:
@@ -164,7 +164,7 @@ def test_a_retired_key_verifies_no_more(fleet: Fleet) -> None:
     token = forge(signing_key(fleet, 1), {"kid": "key-1"})
     assert retiring.check(token).status_code == 200
     assert retired.check(token).status_code == 401
-    assert len(httpx.get(f"{retired.base}/jwks.json").json()["keys"]) == 1
+    assert len(retired.http.get(f"{retired.base}/jwks.json").json()["keys"]) == 1
 
 
 def test_too_few_scopes_is_insufficient_scope_with_all_that_are_needed(fleet: Fleet, node: Node) -> None:
@@ -210,13 +210,13 @@ def test_foreign_origins(fleet: Fleet, node: Node, origin: str, status: int) -> 
 )
 def test_internal_paths_answer_on_loopback_only(node: Node, host: str) -> None:
     for path in ("/internal/health", "/internal/check/echo", "/internal/resource/echo"):
-        response = httpx.get(f"{node.base}{path}", headers={"Host": host.format(port=node.port)})
+        response = node.http.get(f"{node.base}{path}", headers={"Host": host.format(port=node.port)})
         assert response.status_code == 404
 
 
 def test_other_loopback_addresses_are_fine(node: Node) -> None:
     host = {"Host": f"127.0.0.9:{node.port}"}
-    assert httpx.get(f"{node.base}/internal/health", headers=host).status_code == 200
+    assert node.http.get(f"{node.base}/internal/health", headers=host).status_code == 200
 
 
 def test_a_service_that_is_not_known_yet_is_our_fault(node: Node) -> None:

@@ -1,6 +1,5 @@
 """RFC 8414, RFC 9207, RFC 9728: what clients discover."""
 
-import httpx
 import pytest
 from conftest import ECHO, ISSUER, Browser, Node
 
@@ -45,7 +44,7 @@ def test_jwks_has_public_parts_of_every_key(browser: Browser) -> None:
 
 
 def test_a_services_document_names_this_issuer(node: Node) -> None:
-    document = httpx.get(f"{node.base}/internal/resource/echo").json()
+    document = node.http.get(f"{node.base}/internal/resource/echo").json()
     assert document["resource"] == ECHO
     assert document["authorization_servers"] == [ISSUER]
     assert document["bearer_methods_supported"] == ["header"]
@@ -54,7 +53,7 @@ def test_a_services_document_names_this_issuer(node: Node) -> None:
 
 def test_health_in_public_has_no_details(browser: Browser, node: Node) -> None:
     assert browser.get("/health").json() == {"status": "ok"}
-    assert httpx.get(f"{node.base}/internal/health").json() == {
+    assert node.http.get(f"{node.base}/internal/health").json() == {
         "status": "ok",
         "checks": {"keyring": "ok", "redis": "ok"},
     }
@@ -94,7 +93,7 @@ def test_errors_are_oauth_errors(browser: Browser, method: str, path: str, statu
 def test_bodies_are_limited(browser: Browser, node: Node) -> None:
     assert browser.post("/register", content=b"x" * 70_000).status_code == 413
     chunks = (b"x" * 10_000 for _ in range(10))
-    assert httpx.post(f"{node.base}/token", content=chunks).status_code in (400, 413)
+    assert node.http.post(f"{node.base}/token", content=chunks).status_code in (400, 413)
     chunks = (b"x" * 10_000 for _ in range(10))
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    assert httpx.post(f"{node.base}/token", content=chunks, headers=headers).status_code == 413
+    assert node.http.post(f"{node.base}/token", content=chunks, headers=headers).status_code == 413

@@ -65,6 +65,11 @@ class Context:
         known = current is not None and service in self.settings.resources
         return current if known and current is not None and self.rules.allows(service, current) else None
 
+    async def revoke(self, identifier: str) -> None:
+        """Revoke a grant, a token, or a client: here before the answer, everywhere else by the stream."""
+        await self.store.revoke(identifier)
+        self.findings.drop(identifier)
+
     async def close(self) -> None:
         """Close what is open to other services."""
         await self.http.aclose()

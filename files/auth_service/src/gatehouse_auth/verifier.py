@@ -73,7 +73,6 @@ class RevocationStream:
                     continue
                 waiting = 0
                 if message["type"] == "message":
-                    self.events += 1
                     self._on_revoked(message["data"])
                 elif message["type"] == "subscribe":
                     self.synced, self.away = True, False
@@ -106,7 +105,7 @@ class Findings(Generic[T]):
         self._grace = grace_seconds
         self._found: dict[tuple[str, bytes], Finding[T]] = {}
         self._by_name: dict[str, set[tuple[str, bytes]]] = {}
-        self.stream = RevocationStream(redis, log, self._drop)
+        self.stream = RevocationStream(redis, log, self.drop)
 
     def __len__(self) -> int:
         return len(self._found)
@@ -195,6 +194,8 @@ class Findings(Generic[T]):
                 if not keys:
                     del self._by_name[name]
 
-    def _drop(self, name: str) -> None:
+    def drop(self, name: str) -> None:
+        """Forget every finding that a revocation of this name ends."""
+        self.stream.events += 1
         for key in list(self._by_name.get(name, ())):
             self._forget(key)

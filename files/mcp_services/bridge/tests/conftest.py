@@ -31,7 +31,11 @@ def free_port() -> int:
 
 def environment(command: list[str], **settings: Any) -> dict[str, str]:
     """Of a bridge; settings are JSON where they are not strings."""
-    given = {"LISTEN": f"127.0.0.1:{free_port()}", "SERVICE": "test", "PUBLIC_URL": "https://test.example.com/mcp"}
+    given: dict[str, Any] = {
+        "LISTEN": f"127.0.0.1:{free_port()}",
+        "SERVICE": "test",
+        "PUBLIC_URL": "https://test.example.com/mcp",
+    }
     given |= {"BRIDGE_COMMAND": command, **settings}
     return {
         "PATH": os.environ["PATH"],
@@ -64,6 +68,10 @@ def alive(pid: int) -> bool:
         return False
 
 
+def none_alive(pids: list[int]) -> bool:
+    return not any(map(alive, pids))
+
+
 def eventually(condition: Callable[[], Any], seconds: float = 15.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -92,14 +100,20 @@ class Session:
         return answer
 
     async def post(self, message: dict[str, Any], **headers: str) -> httpx.Response:
-        return await self.http.post(self.url, json={"jsonrpc": "2.0", **message}, headers=self.headers | headers)
+        return await self.http.post(
+            self.url, json={"jsonrpc": "2.0", **message}, headers=self.headers | headers
+        )
 
     def tool(self, name: str, identifier: Any = None, token: Any = None, **arguments: Any) -> dict[str, Any]:
         self._numbers += 1
         params: dict[str, Any] = {"name": name, "arguments": arguments}
         if token is not None:
             params["_meta"] = {"progressToken": token}
-        return {"id": self._numbers if identifier is None else identifier, "method": "tools/call", "params": params}
+        return {
+            "id": self._numbers if identifier is None else identifier,
+            "method": "tools/call",
+            "params": params,
+        }
 
     async def call(self, name: str, **arguments: Any) -> Any:
         """The text of a tool's answer."""
@@ -108,11 +122,14 @@ class Session:
         return message["result"]["content"][0]["text"]
 
     @asynccontextmanager
-    async def stream(self, message: dict[str, Any] | None = None, **headers: str) -> "AsyncIterator[Events]":
+    async def stream(
+        self, message: dict[str, Any] | None = None, after: str | None = None
+    ) -> "AsyncIterator[Events]":
         """The answer to a POST, or the session's own stream, as events."""
         body = None if message is None else {"jsonrpc": "2.0", **message}
         method = "GET" if message is None else "POST"
-        async with self.http.stream(method, self.url, json=body, headers=self.headers | headers) as response:
+        headers = self.headers if after is None else self.headers | {"Last-Event-ID": after}
+        async with self.http.stream(method, self.url, json=body, headers=headers) as response:
             yield Events(response)
 
     async def delete(self) -> int:
@@ -194,13 +211,17 @@ class Bridge:
         return session
 
     async def stateless(
-        self, method: str, params: dict[str, Any] | None = None, user: str = "", **headers: str | None
+        self,
+        method: str,
+        params: dict[str, Any] | None = None,
+        user: str = "",
+        headers: dict[str, str | None] | None = None,
     ) -> httpx.Response:
         """A request of 2026-07-28; headers that are None are left out."""
         params = {"_meta": META, **(params or {})}
         sent: dict[str, str | None] = {"MCP-Protocol-Version": MODERN, "Mcp-Method": method, **ACCEPT}
         name = params.get("name", params.get("uri"))
-        sent |= {"Mcp-Name": name, "X-Gatehouse-User": user or None, **headers}
+        sent |= {"Mcp-Name": name, "X-Gatehouse-User": user or None, **(headers or {})}
         return await self.http.post(
             f"{self.url}/mcp",
             json={"jsonrpc": "2.0", "id": "a", "method": method, "params": params},

@@ -21,7 +21,7 @@ deaf = threading.Event()
 
 def write(message: dict[str, Any]) -> None:
     with lock:
-        sys.stdout.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
+        sys.stdout.write(json.dumps({"jsonrpc": "2.0", **message}, ensure_ascii=False) + "\n")
         sys.stdout.flush()
 
 
@@ -110,7 +110,11 @@ def call(identifier: Any, name: str, arguments: dict[str, Any], token: Any) -> A
                 notify("notifications/message", level="info", data=f"{number} " + "x" * arguments["size"])
             return "flooded"
         case "garbage":
-            write_raw("this is no JSON\n\n[]\n{}\n42\n" + '{"jsonrpc":"2.0","id":999999,"result":{}}\n' + "\x00\xff\n")
+            write_raw(
+                "this is no JSON\n\n[]\n{}\n42\n"
+                + '{"jsonrpc":"2.0","id":999999,"result":{}}\n'
+                + "\x00\xff\n"
+            )
             return "still here"
         case "exact":
             write_raw(
@@ -162,11 +166,16 @@ def serve(message: dict[str, Any]) -> None:
             result = {"tools": [{"name": "echo", "inputSchema": {"type": "object"}}]}
         case "tools/call":
             value = call(
-                identifier, params["name"], params.get("arguments", {}), params.get("_meta", {}).get("progressToken")
+                identifier,
+                params["name"],
+                params.get("arguments", {}),
+                params.get("_meta", {}).get("progressToken"),
             )
             if value is None:
                 return
-            result = {"content": [{"type": "text", "text": value if isinstance(value, str) else json.dumps(value)}]}
+            result = {
+                "content": [{"type": "text", "text": value if isinstance(value, str) else json.dumps(value)}]
+            }
         case "resources/read":
             write({"id": identifier, "error": {"code": -32002, "message": "Resource not found"}})
             return

@@ -70,7 +70,7 @@ async def revoke(request: Request) -> Response:
     transaction.register_endpoint(endpoint)
     reply: Reply = transaction.create_endpoint_response("revocation", asked)
     if endpoint.revoked is not None:
-        await context.store.revoke(endpoint.revoked.identifier)
+        await context.revoke(endpoint.revoked.identifier)
     context.log.event(
         "revocation",
         outcome="allow" if reply.status == 200 else "deny",
@@ -175,7 +175,7 @@ def _invalid_grant(transaction: Transaction, asked: OAuthRequest) -> Reply:
 
 async def _replayed(context: Context, transaction: Transaction, used: UsedCode) -> None:
     """Revoke what a replayed code or refresh token had given (RFC 9700 sections 2.1.1 and 4.14)."""
-    await context.store.revoke(used.family)
+    await context.revoke(used.family)
     client: Any = transaction.client
     context.log.event("replay", "warning", client=client.client_id, family=used.family)
 

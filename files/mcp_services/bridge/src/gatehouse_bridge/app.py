@@ -198,12 +198,20 @@ class App:
                 await request.reply(202)
                 return
             stream = await session.request(message)
+            headers = [(b"mcp-session-id", session.id.encode())]
+
+            def hello(text: str) -> tuple[int, str]:
+                if not session.initialized(text):
+                    headers.clear()
+                return 200, text
+
+            first = message.method == "initialize"
             complete = await request.reply_with(
                 stream,
-                [(b"mcp-session-id", session.id.encode())],
-                patience=START_PATIENCE if message.method == "initialize" else PROMPT_SECONDS,
+                headers,
+                patience=START_PATIENCE if first else PROMPT_SECONDS,
                 prime=session.version == "2025-11-25",
-                finish=session.initialized if message.method == "initialize" else None,
+                finish=hello if first else None,
             )
             if complete:
                 session.forget(stream)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from gatehouse_bridge import jsonrpc
 from gatehouse_bridge.jsonrpc import Message, MessageError
 from gatehouse_bridge.log import Log
-from gatehouse_bridge.process import BusyError, Process
+from gatehouse_bridge.process import MAX_MESSAGE, BusyError, Process
 from gatehouse_bridge.stream import Stream
 
 PROTOCOL_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
@@ -315,7 +315,7 @@ class Child:
         try:
             message = Message.parse(line)
         except MessageError as error:
-            self._reject(len(line), str(error))
+            self._reject(len(line), error.code)
             return
         if message.is_response:
             self._response(message)
@@ -384,7 +384,7 @@ class Child:
     def _long_line(self, head: bytes, tail: bytes) -> None:
         found = _ID_AT_HEAD.search(head) or _ID_AT_TAIL.search(tail)
         call = self._finish(int(found[1])) if found else None
-        self._reject(-1, "longer than 10 MiB")
+        self._reject(MAX_MESSAGE + 1, jsonrpc.INVALID_REQUEST)
         if call is not None:
             text = "The MCP server's answer is longer than 10 MiB"
             call.stream.put(
@@ -392,7 +392,7 @@ class Child:
                 final=True,
             )
 
-    def _reject(self, length: int, fault: str) -> None:
+    def _reject(self, length: int, code: int) -> None:
         self._rubbish += 1
         if self._rubbish <= RUBBISH_LOGGED or self._rubbish % 1000 == 0:
             self._log(
@@ -400,7 +400,7 @@ class Child:
                 "warning",
                 pid=self.process.pid,
                 length=length,
-                fault=fault,
+                code=code,
                 count=self._rubbish,
             )
 

@@ -21,7 +21,7 @@ EDGE = 512
 # The log of a child: the longest line, and how many lines in a second.
 STDERR_LINE = 4096
 STDERR_RATE = 100
-# After the child has ended, how long its descendants may keep its output open.
+# How long a child's end and the end of its output, which descendants may keep open, may lie apart.
 LAST_WORDS_SECONDS = 0.5
 
 
@@ -192,12 +192,16 @@ class Process:
 
     def _output_ended(self) -> None:
         self._output_open = False
-        # Without its output it is of no use, though it may run on.
+        if self.code is None:
+            # It is about to exit; or it runs on, but without its output it is of no use.
+            asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, self._give_up)
+        else:
+            self._end()
+
+    def _give_up(self) -> None:
         if self.code is None:
             self.stop()
             self._tell()
-        else:
-            self._end()
 
     def _end(self) -> None:
         if not self.ended.is_set():

@@ -73,12 +73,12 @@ class Session:
         else:
             await self.child.notify(self, message)
 
-    def initialized(self, text: str) -> tuple[int, str]:
-        """Take note of the child's answer to `initialize`, and pass it on."""
+    def initialized(self, text: str) -> bool:
+        """Take note of the child's answer to `initialize`; whether there is a session now."""
         result = jsonrpc.scan_object(text)[0].get("result")
         if result is not None and isinstance(result.value, dict):
             self.version = str(result.value.get("protocolVersion"))
-        return 200, text
+        return bool(self.version)
 
     def forget(self, stream: Stream) -> None:
         """The client has had all of a stream in one piece: it will not ask for it again."""

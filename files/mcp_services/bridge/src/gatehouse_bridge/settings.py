@@ -89,7 +89,8 @@ class Settings(BaseSettings):
             raise ValueError("bridge_command: the first element must be the full path of the program")
         if not os.access(program, os.X_OK) or os.path.isdir(program):
             raise ValueError("bridge_command: the first element must be a program that this user may run")
-        _names(tuple(self.bridge_env))
+        if not all(VARIABLE.match(name) for name in self.bridge_env):
+            raise ValueError("bridge_env: must have names of environment variables only")
         if MARK in self.bridge_env or MARK in self.bridge_secrets:
             raise ValueError(f"bridge_env: {MARK} is the bridge's own; choose another name")
         return self

@@ -1,4 +1,4 @@
-"""Run with the MCP Python SDK 1.x: initialize, list, call. Prints what it found as JSON."""
+"""Run in an environment that has the MCP Python SDK 1.x: initialize, list, call. Prints what it found as JSON."""
 
 import asyncio
 import json

@@ -1,0 +1,302 @@
+"""Children that crash, hang, flood, and multiply: no other session notices, and nothing is left of them."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import NASTY, Bridge, alive, answer, descendants, environment, eventually, none_alive
+
+Start = Callable[..., Bridge]
+
+
+@pytest.mark.parametrize(
+    ("tool", "how"), [("crash", "status 7"), ("killed", "signal 9"), ("close_stdout", "")]
+)
+async def test_a_crash_is_told_to_who_waits_and_hurts_no_other(start: Start, tool: str, how: str) -> None:
+    bridge = start()
+    victim, other = await bridge.open(), await bridge.open()
+    async with victim.stream() as standalone:
+        slow = asyncio.create_task(victim.post(victim.tool("sleep", identifier="s", seconds=30)))
+        await asyncio.sleep(0.7)
+        crashed = answer(await victim.post(victim.tool(tool, identifier="c")))
+        waiting = answer(await slow)
+        assert await standalone.next() is None
+    for message, identifier in ((crashed, "c"), (waiting, "s")):
+        assert message["id"] == identifier
+        assert message["error"]["code"] == -32603
+        assert message["error"]["data"] == {"reason": "child_exited"}
+        assert how in message["error"]["message"]
+    assert (await victim.post(victim.tool("echo"))).status_code == 404
+    assert await other.call("echo", text="unhurt") == "unhurt"
+    assert await (await bridge.open()).call("echo", text="new") == "new"
+
+
+async def test_last_words_arrive(start: Start) -> None:
+    session = await start().open()
+    assert await session.call("last_words") == "bye"
+
+
+async def test_rubbish_on_stdout_is_skipped_and_not_logged(start: Start) -> None:
+    bridge = start()
+    session = await bridge.open()
+    assert await session.call("garbage") == "still here"
+    assert "this is no JSON" not in bridge.log
+    assert len([event for event in bridge.events if event["event"] == "child_rubbish"]) == 5
+
+
+async def test_a_flood_on_stderr_blocks_nobody_and_is_logged_in_part(start: Start) -> None:
+    bridge = start()
+    session = await bridge.open()
+    assert await session.call("stderr", bytes=20_000_000) == "written"
+    lines = [event for event in bridge.events if event["event"] == "child_stderr"]
+    assert 0 < len(lines) < 1000
+    assert all(len(event["text"]) <= 4096 for event in lines)
+
+
+async def test_a_flood_of_messages_waits_for_a_slow_client(start: Start) -> None:
+    """100 MB towards a client that does not read: the child is made to wait, and nothing gets lost."""
+    bridge = start()
+    session = await bridge.open()
+    other = await bridge.open()
+    async with session.stream(session.tool("flood", count=1000, size=100_000)) as events:
+        await asyncio.sleep(2)
+        status = Path(f"/proc/{bridge.process.pid}/status").read_text()
+        memory = int(status.partition("VmHWM:")[2].split()[0])
+        assert memory < 120_000
+        assert await other.call("echo", text="unhurt") == "unhurt"
+        messages = await events.rest()
+    assert [m["params"]["data"].split()[0] for m in messages[:-1]] == [str(n) for n in range(1000)]
+    assert messages[-1]["result"]["content"][0]["text"] == "flooded"
+
+
+async def test_a_flood_that_nobody_reads_is_forgotten(start: Start) -> None:
+    bridge = start()
+    session = await bridge.open()
+    async with session.stream(session.tool("flood", identifier=9, count=2000, size=100_000)) as events:
+        await events.next()
+    await asyncio.sleep(3)
+    memory = int(Path(f"/proc/{bridge.process.pid}/status").read_text().partition("VmHWM:")[2].split()[0])
+    assert memory < 120_000
+    async with session.stream(after=events.ids[0]) as resumed:
+        messages = await resumed.rest()
+    assert messages[-1]["id"] == 9
+
+
+async def test_a_deaf_child_hurts_no_other(start: Start) -> None:
+    bridge = start()
+    deaf, other = await bridge.open(), await bridge.open()
+    assert await deaf.call("deaf") == "no longer listening"
+    posts = [asyncio.create_task(deaf.post(deaf.tool("echo", text="x" * 1_000_000))) for _ in range(4)]
+    await asyncio.sleep(0.5)
+    assert await other.call("echo", text="unhurt") == "unhurt"
+    assert await deaf.delete() == 204
+    messages = [answer(post) for post in await asyncio.gather(*posts)]
+    assert all("error" in message for message in messages)
+    eventually(lambda: bridge.health["children"] == 2)
+
+
+async def test_the_whole_tree_dies_with_the_session(start: Start) -> None:
+    bridge = start()
+    session, other = await bridge.open(), await bridge.open()
+    leader = int(await session.call("pid"))
+    spawned = json.loads(await session.call("spawn"))
+    kept = json.loads(await other.call("spawn"))
+    assert all(alive(pid) for pid in spawned[:3])
+    assert await session.delete() == 204
+    eventually(lambda: not any(alive(pid) for pid in [leader, *spawned]))
+    # Another session's are left alone; but one that hides whose it is goes, sooner or later.
+    assert all(alive(pid) for pid in kept[:3])
+    eventually(lambda: not alive(kept[3]))
+    assert not any(
+        "State:\tZ" in Path(f"/proc/{pid}/status").read_text() for pid in descendants(bridge.process.pid)
+    )
+
+
+async def test_the_tree_of_a_crashed_child_dies_too(start: Start) -> None:
+    bridge = start()
+    session = await bridge.open()
+    spawned = json.loads(await session.call("spawn"))
+    assert "error" in answer(await session.post(session.tool("crash")))
+    eventually(lambda: not any(alive(pid) for pid in spawned))
+
+
+async def test_a_stubborn_child_is_killed(start: Start) -> None:
+    bridge = start()
+    session = await bridge.open()
+    pid = int(await session.call("pid"))
+    subprocess.run(["kill", "-STOP", str(pid)], check=True)
+    assert await session.delete() == 204
+    eventually(lambda: not alive(pid))
+
+
+async def test_nothing_is_left_however_rudely_sessions_end(start: Start) -> None:
+    bridge = start(BRIDGE_IDLE_SECONDS=2, BRIDGE_MAX_CHILDREN=100)
+    for _ in range(3):
+        sessions = await asyncio.gather(*(bridge.open(f"local:u{n}") for n in range(8)))
+        spawned = [json.loads(await session.call("spawn")) for session in sessions[:2]]
+        abandoned = bridge.session("local:u3")
+        abandoned.headers |= sessions[3].headers
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.7):
+                await abandoned.post(abandoned.tool("sleep", seconds=60))
+        await sessions[0].delete()
+        await sessions[1].post(sessions[1].tool("crash"))
+        subprocess.run(["kill", "-9", await sessions[2].call("pid")], check=True)
+        # Those that are left say no goodbye.
+        gone = [pid for pids in spawned for pid in pids]
+        eventually(partial(none_alive, gone))
+    eventually(lambda: bridge.health["sessions"] == 0 and bridge.health["children"] == 1, 30)
+    assert len(descendants(bridge.process.pid)) == 1
+    files = len(list(Path(f"/proc/{bridge.process.pid}/fd").iterdir()))
+    assert files < 40
+
+
+@pytest.mark.parametrize("isolation", ["shared", "per_user", "per_session"])
+async def test_who_shares_a_child(start: Start, isolation: str) -> None:
+    bridge = start(BRIDGE_ISOLATION=isolation, BRIDGE_WARM=0)
+    sessions = [await bridge.open(user) for user in ("ana", "ana", "bob")]
+    pids = [await session.call("pid") for session in sessions]
+    assert len(set(pids)) == {"shared": 1, "per_user": 2, "per_session": 3}[isolation]
+    assert (pids[0] == pids[1]) == (isolation != "per_session")
+
+
+async def test_sessions_that_share_a_child_do_not_mix(start: Start) -> None:
+    bridge = start(BRIDGE_ISOLATION="shared")
+    ana, bob = await bridge.open("ana"), await bridge.open("bob", version="2025-03-26")
+    assert bob.headers["MCP-Protocol-Version"] == "2025-03-26"
+
+    async def progress(session: Any, text: str) -> list[Any]:
+        async with session.stream(
+            session.tool("progress", identifier=1, token=1, steps=5, pause=0.1)
+        ) as events:
+            return list(await events.rest())
+
+    # The same ids and the same tokens, at the same time.
+    for messages in await asyncio.gather(progress(ana, "a"), progress(bob, "b")):
+        assert [m["params"] for m in messages[:-1]] == [
+            {"progressToken": 1, "progress": n, "total": 5} for n in range(1, 6)
+        ]
+        assert messages[-1]["id"] == 1
+    # Only who is concerned hears of it.
+    assert "result" in answer(
+        await ana.post({"id": 2, "method": "resources/subscribe", "params": {"uri": "test://watched"}})
+    )
+    async with ana.stream() as anas, bob.stream() as bobs:
+        await bob.call("log", text="bob's own")
+        await bob.call("changed")
+        heard = [await anas.next(), await anas.next()]
+        assert [message["method"] for message in heard] == [
+            "notifications/tools/list_changed",
+            "notifications/resources/updated",
+        ]
+        assert await bob.delete() == 204
+        assert [message["method"] for message in await bobs.rest()] == []
+    assert await ana.call("echo", text="x") == "x"
+    # One's session ends; the child, and what it does for others, goes on. The server is told of the cancelled only.
+    seen = json.loads(await ana.call("seen"))
+    assert [m["method"] for m in seen if "method" in m].count("initialize") == 1
+
+
+async def test_a_shared_child_that_asks_is_told_that_nobody_is_there(start: Start) -> None:
+    session = await start(BRIDGE_ISOLATION="shared").open()
+    assert json.loads(await session.call("ask", id="q", method="ping")) == {}
+    assert json.loads(await session.call("ask", id="r", method="elicitation/create"))["code"] == -32601
+
+
+async def test_no_more_children_than_allowed(start: Start) -> None:
+    bridge = start(BRIDGE_MAX_CHILDREN=2, BRIDGE_WARM=1)
+    first, second = await bridge.open("ana"), await bridge.open("bob")
+    async with first.stream(), second.stream():
+        refused = await bridge.session("eve").initialize()
+        assert refused.json()["error"]["data"] == {"reason": "too_many_children"}
+    # One's own session that one has left alone gives its place.
+    again = await bridge.open("ana")
+    assert await again.call("echo", text="x") == "x"
+    assert (await first.post(first.tool("echo"))).status_code == 404
+    assert await second.call("echo", text="x") == "x"
+    assert bridge.health["children"] == 2
+
+
+async def test_a_warm_child_saves_its_start(start: Start) -> None:
+    bridge = start(BRIDGE_ENV={"NASTY_DELAY": "2"})
+    await asyncio.sleep(2.5)
+    before = asyncio.get_running_loop().time()
+    session = await bridge.open()
+    assert asyncio.get_running_loop().time() - before < 1
+    assert await session.call("echo", text="x") == "x"
+
+
+async def test_a_child_that_does_not_start(start: Start) -> None:
+    bridge = start(BRIDGE_ENV={"NASTY_START": "exit"})
+    response = await bridge.session().initialize()
+    assert response.json()["error"]["data"] == {"reason": "child_exited"}
+    response = await bridge.stateless("tools/list")
+    assert response.json()["error"]["data"] == {"reason": "child_exited"}
+    await asyncio.sleep(1)
+    # It is not started over and over.
+    assert len([event for event in bridge.events if event["event"] == "child_started"]) <= 4
+    assert bridge.health["sessions"] == 0
+
+
+async def test_what_a_child_gets_and_what_it_does_not(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "API_KEY").write_text("tell-no-one\n")
+    bridge = start(
+        BRIDGE_ENV={"OWN": "1"}, BRIDGE_SECRETS=["API_KEY"], CREDENTIALS=str(tmp_path), DRAIN_SECONDS="5"
+    )
+    session = await bridge.open()
+    variables = json.loads(await session.call("env"))
+    assert variables["OWN"] == "1"
+    assert variables["API_KEY"] == "tell-no-one"
+    assert variables.keys() - {"LC_CTYPE"} == {"PATH", "OWN", "API_KEY", "GATEHOUSE_BRIDGE_CHILD"}
+    await session.call("say", text="the key is tell-no-one")
+    eventually(lambda: "the key is ***" in bridge.log)
+    assert "tell-no-one" not in bridge.log
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"BRIDGE_COMMAND": ["relative"]},
+            "GATEHOUSE_BRIDGE_COMMAND: the first element must be the full path",
+        ),
+        (
+            {"BRIDGE_COMMAND": ["/nonexistent"]},
+            "GATEHOUSE_BRIDGE_COMMAND: the first element must be a program",
+        ),
+        ({"BRIDGE_COMMAND": "not json tell-no-one"}, "GATEHOUSE_BRIDGE_COMMAND: must be valid JSON"),
+        ({"BRIDGE_ISOLATION": "tell-no-one"}, "GATEHOUSE_BRIDGE_ISOLATION: "),
+        ({"BRIDGE_ENV": {"a b": "tell-no-one"}}, "GATEHOUSE_BRIDGE_ENV: "),
+        ({"BRIDGE_SECRETS": ["MISSING"]}, "GATEHOUSE_BRIDGE_SECRETS: the credential MISSING must be"),
+        ({"LISTEN": "tell-no-one"}, "GATEHOUSE_LISTEN: must be an address and a port"),
+        ({"PUBLIC_URL": "tell-no-one"}, "GATEHOUSE_PUBLIC_URL: must be the URL"),
+    ],
+)
+def test_wrong_configuration_is_named_and_never_quoted(changes: dict[str, Any], sentence: str) -> None:
+    env = environment(NASTY, **changes)
+    done = subprocess.run(
+        [sys.executable, "-m", "gatehouse_bridge"], env=env, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 78
+    assert sentence in done.stderr
+    assert "tell-no-one" not in done.stderr + done.stdout
+
+
+async def test_health_starts_no_child(start: Start) -> None:
+    bridge = start(BRIDGE_WARM=0)
+    for _ in range(20):
+        assert bridge.health["children"] == 0
+    assert not descendants(bridge.process.pid)
+
+
+def test_the_bridge_ends_within_its_time_whatever_the_children_do(start: Start) -> None:
+    bridge = start(DRAIN_SECONDS="1")
+    assert bridge.stop() in (0, -signal.SIGTERM)

@@ -1,0 +1,73 @@
+"""Messages are carried byte for byte, and what is no message is refused."""
+
+import pytest
+
+from gatehouse_bridge.jsonrpc import Message, MessageError
+
+
+def test_what_is_not_edited_stays_as_it_was() -> None:
+    raw = rb'{"params":{"b":1.0e2,"a":123456789012345678901234567890,"s":"\ud800\u0041"} ,"id": 7, "jsonrpc":"2.0","method":"x"}'
+    message = Message.parse(raw)
+    assert message.edited({("id",): "99"}).encode() == raw.replace(b'"id": 7', b'"id": 99')
+
+
+def test_edits_reach_down() -> None:
+    message = Message.parse(
+        b'{"jsonrpc":"2.0","id":"1","method":"m","params":{"_meta":{"progressToken":"1","k":1},"id":"1"}}'
+    )
+    assert message.edited(
+        {("params", "_meta", "progressToken"): "5", ("id",): "6", ("params", "none"): "7"}
+    ) == ('{"jsonrpc":"2.0","id":6,"method":"m","params":{"_meta":{"progressToken":5,"k":1},"id":"1"}}')
+
+
+def test_it_becomes_one_line() -> None:
+    message = Message.parse(b'{\r\n "jsonrpc": "2.0",\n "method": "a\\nb\xe2\x80\xa8"\r}\n')
+    assert message.text == '{   "jsonrpc": "2.0",  "method": "a\\nb\u2028" }'
+    assert message.method == "a\nb\u2028"
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind"),
+    [
+        (b'{"jsonrpc":"2.0","id":1,"method":"m"}', "request"),
+        (b'{"jsonrpc":"2.0","id":"","method":"m","params":{}}', "request"),
+        (b'{"jsonrpc":"2.0","method":"m"}', "notification"),
+        (b'{"jsonrpc":"2.0","id":1,"result":null}', "response"),
+        (b'{"jsonrpc":"2.0","id":null,"error":{"code":1}}', "response"),
+    ],
+)
+def test_kinds(raw: bytes, kind: str) -> None:
+    message = Message.parse(raw)
+    assert (message.is_request, message.is_response) == (kind == "request", kind == "response")
+
+
+@pytest.mark.parametrize(
+    ("raw", "code"),
+    [
+        (b"", -32700),
+        (b"{", -32700),
+        (b'{"jsonrpc"', -32700),
+        (b'{"jsonrpc":"2.0","id":1,"method":"m"} x', -32700),
+        (b'{"jsonrpc":"2.0","id":1,"id":2,"method":"m"}', -32700),
+        (b'{"jsonrpc":"2.0","id":NaN,"method":"m"}', -32700),
+        (b'{"jsonrpc":"2.0","id":1,"method":"a\nb"}\xff', -32700),
+        (b'{"jsonrpc":"2.0","params":' + b"[" * 100_000, -32700),
+        (b"[" * 100_000, -32700),
+        (b'{"jsonrpc":"2.0","id":' + b"1" * 10_000 + b"}", -32700),
+        (b"42", -32700),
+        (b'[{"jsonrpc":"2.0","method":"m"}]', -32600),
+        (b"{}", -32600),
+        (b'{"jsonrpc":"1.0","id":1,"method":"m"}', -32600),
+        (b'{"jsonrpc":"2.0","id":true,"method":"m"}', -32600),
+        (b'{"jsonrpc":"2.0","id":1.5,"method":"m"}', -32600),
+        (b'{"jsonrpc":"2.0","id":null,"method":"m"}', -32600),
+        (b'{"jsonrpc":"2.0","id":1,"method":3}', -32600),
+        (b'{"jsonrpc":"2.0","id":1,"method":"m","params":"x"}', -32600),
+        (b'{"jsonrpc":"2.0","id":1}', -32600),
+        (b'{"jsonrpc":"2.0","id":1,"result":1,"error":{}}', -32600),
+    ],
+)
+def test_what_is_no_message_is_refused(raw: bytes, code: int) -> None:
+    with pytest.raises(MessageError) as caught:
+        Message.parse(raw)
+    assert caught.value.code == code
