@@ -19,12 +19,12 @@ import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 GROUPS = ("gateway_edge", "gateway_redis", "gateway_mcp")
-RESERVED_NAMES = ("auth", "gatehouse", "redis", "traefik")
+RESERVED_NAMES = ("auth", "environments", "gatehouse", "redis", "traefik")
 LAYERS = ("gatehouse_mcp_services", "gatehouse_mcp_services_group", "gatehouse_mcp_services_host")
 
-# `gatehouse-<name>` is the system user, and Linux allows 32 characters for it.
+# `gatehouse-<name>` is the system user, and systemd-sysusers allows 31 characters for it.
 NAME = re.compile(r"[a-z](?:-?[a-z0-9])*")
-NAME_MAX = 22
+NAME_MAX = 21
 LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 PYPI_PACKAGE = re.compile(
     r"pypi:(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:\[[A-Za-z0-9,_-]+\])?==(?P<version>[A-Za-z0-9.!+_-]+)"

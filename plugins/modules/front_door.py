@@ -24,7 +24,7 @@ options:
   ca_file:
     description: Roots in PEM, where the certificate is not from a public CA.
     type: path
-author: Gatehouse contributors
+author: Gatehouse contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -61,7 +61,7 @@ options:
         default: [gateway_edge, gateway_redis, gateway_mcp]
 notes:
   - Needs root. Supports check mode.
-author: Gatehouse contributors
+author: Gatehouse contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

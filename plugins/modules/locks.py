@@ -22,7 +22,7 @@ options:
     description: Folder for the files of a dry run.
     type: path
     required: true
-author: Gatehouse contributors
+author: Gatehouse contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

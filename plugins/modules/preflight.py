@@ -9,7 +9,7 @@ description:
   - Runs on the controller and opens no connection.
   - Checks every C(gatehouse_) variable of every host and every service against the roles' argument specs, and
     reports all problems together, each with the variable's name and the fix.
-author: Gatehouse contributors
+author: Gatehouse contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

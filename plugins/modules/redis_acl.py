@@ -47,7 +47,7 @@ options:
     description: Seconds within which Redis must answer. With 0 it need not run.
     type: int
     default: 0
-author: Gatehouse contributors
+author: Gatehouse contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -205,7 +205,9 @@ class User:
 
 
 Users = dict[str, User]
-DEFAULT = User("default", False, frozenset(), "-@all")
+# Off: nobody signs in as it. With all rights: Redis replays transactions of its append-only file as this user, and what
+# it may not do then is dropped without a word.
+DEFAULT = User("default", False, frozenset(), "~* &* +@all")
 
 
 def wanted_users(rules: Mapping[str, str], passwords: Mapping[str, list[str]]) -> Users:

@@ -39,7 +39,7 @@ options:
   program:
     description: Set by the action plugin.
     type: path
-author: Gatehouse contributors
+author: Gatehouse contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

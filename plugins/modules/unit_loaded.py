@@ -23,7 +23,7 @@ options:
     description: Whether this run changes one of the files; in check mode there is nothing on disk to tell.
     type: bool
     default: false
-author: Gatehouse contributors
+author: Gatehouse contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -55,7 +55,7 @@ def test_configuration_is_root_s_and_readable_by_its_component_alone(
 
 def test_secrets_are_root_s_alone(host: Host) -> None:
     listed = host.check_output(
-        "find /var/lib/gatehouse/secrets /etc/gatehouse/*/credentials -printf '%%y %%m %%U:%%G %%p\\n'"
+        "find /var/lib/gatehouse/secrets /etc/gatehouse/*/credentials -printf '%y %m %U:%G %p\\n'"
     )
     found = [line.split(" ", 3) for line in listed.splitlines()]
     assert ["f", "600", "0:0", "/var/lib/gatehouse/secrets/store.json"] in found

@@ -112,7 +112,7 @@ def test_bad_variables(change: dict[str, Any], variable: str, fix: str) -> None:
     [
         ("time", {"memory": "1G"}, "gatehouse_mcp_services.time.memory: unknown key; did you mean memory_max?", "known are"),
         ("Time", {}, "gatehouse_mcp_services.Time: is not a service name", "lower-case"),
-        ("a" * 23, {}, f"gatehouse_mcp_services.{'a' * 23}: is not a service name", "up to 22"),
+        ("a" * 22, {}, f"gatehouse_mcp_services.{'a' * 22}: is not a service name", "up to 21"),
         ("auth", {}, "gatehouse_mcp_services.auth: is a name that Gatehouse uses", "choose another"),
         ("tiem", {}, "gatehouse_mcp_services.tiem: tiem is not in the catalogue; did you mean time?", "echo, time"),
         ("time", {"allow": {}}, "gatehouse_mcp_services.time.allow: the allow-list is empty", "{everyone: true}"),

@@ -40,7 +40,7 @@ def digest(password: str) -> str:
 
 def test_the_file_holds_digests_alone_and_reads_back() -> None:
     text = render(users(OLD, NEW))
-    assert text.splitlines()[0] == "user default off -@all"
+    assert text.splitlines()[0] == "user default off ~* &* +@all"
     assert digest(OLD) in text and digest(NEW) in text
     assert OLD not in text and ADMIN not in text
     assert parse(text) == users(NEW, OLD)

@@ -211,6 +211,13 @@ async def test_a_shared_child_that_asks_is_told_that_nobody_is_there(start: Star
     assert json.loads(await session.call("ask", id="r", method="elicitation/create"))["code"] == -32601
 
 
+async def test_where_memory_runs_out_a_child_goes_first(start: Start) -> None:
+    bridge = start()
+    session = await bridge.open()
+    assert Path(f"/proc/{await session.call('pid')}/oom_score_adj").read_text() == "500\n"
+    assert Path(f"/proc/{bridge.process.pid}/oom_score_adj").read_text() != "500\n"
+
+
 async def test_no_more_children_than_allowed(start: Start) -> None:
     bridge = start(BRIDGE_MAX_CHILDREN=2, BRIDGE_WARM=1)
     first, second = await bridge.open("ana"), await bridge.open("bob")

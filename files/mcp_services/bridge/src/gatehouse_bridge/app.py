@@ -134,27 +134,31 @@ class App:
         if not request.accepts(b"application/json", b"text/event-stream"):
             await self._refuse(request, 406, "Accept must list application/json and text/event-stream")
             return
-        held = (
-            int(request.header(b"content-length") or 0)
-            if request.headers.get(b"content-length", b"0").isdigit()
-            else 0
-        )
-        if self._bodies + held > BODIES_MAX:
+        declared = request.header(b"content-length") or ""
+        size = min(int(declared), MAX_MESSAGE) if declared.isdecimal() else MAX_MESSAGE
+        if self._bodies + size > BODIES_MAX:
             await self._refuse(request, 503, "Too much under way", headers=[(b"retry-after", b"1")])
             return
-        self._bodies += held
+        request.held = size
+        self._bodies += size
         try:
             message = Message.parse(await request.body(MAX_MESSAGE))
+            await self._serve(request, message)
         except TooLargeError:
             await self._refuse(request, 413, "The message is larger than 10 MiB")
-            return
         except DisconnectedError:
             return
         except MessageError as error:
             await self._refuse(request, 400, str(error), error.code)
-            return
         finally:
-            self._bodies -= held
+            self._release(request)
+
+    def _release(self, request: Request) -> None:
+        """The body is on its way to the child, or is not needed any more."""
+        self._bodies -= request.held
+        request.held = 0
+
+    async def _serve(self, request: Request, message: Message) -> None:
         if stateless.is_stateless(request, message):
             await self._stateless(request, message)
         elif (
@@ -198,6 +202,7 @@ class App:
                 await request.reply(202)
                 return
             stream = await session.request(message)
+            self._release(request)
             headers = [(b"mcp-session-id", session.id.encode())]
 
             def hello(text: str) -> tuple[int, str]:
@@ -316,6 +321,7 @@ class App:
             exchange = Exchange(child, message)
             self._exchanges.add(exchange)
             await exchange.begin()
+            self._release(request)
             listens = message.method == "subscriptions/listen"
             patience = None if listens else STATELESS_PATIENCE
             await request.reply_with(exchange.stream, [], patience, resumable=False, finish=exchange.finish)

@@ -23,6 +23,8 @@ PROTOCOL_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 HANDSHAKE_SECONDS = 60.0
 # Progress may be told after the answer (tasks of 2025-11-25), so tokens outlive their requests.
 TOKENS_KEPT = 1024
+# Requests of a child that its client may still answer.
+ASKED_KEPT = 1024
 # A child that floods rubbish gets its faults logged now and then only.
 RUBBISH_LOGGED = 20
 
@@ -347,6 +349,8 @@ class Child:
         client = next(iter(self.clients), None)
         if client is not None and not self.shared:
             self._asked[identifier] = client
+            if len(self._asked) > ASKED_KEPT:
+                del self._asked[next(iter(self._asked))]
             client.receive(message.method or "", message.text, None)
         elif message.method == "ping":
             self.process.write_now(jsonrpc.result(identifier, {}))

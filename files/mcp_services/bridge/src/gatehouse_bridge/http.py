@@ -36,13 +36,15 @@ class DisconnectedError(Exception):
 class Request:
     """One HTTP request."""
 
-    __slots__ = ("_receive", "_send", "headers", "method", "path", "repeated")
+    __slots__ = ("_receive", "_send", "headers", "held", "method", "path", "repeated")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the class."""
         self._receive, self._send = receive, send
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        # Bytes of its body that are counted as under way.
+        self.held = 0
         self.headers: dict[bytes, bytes] = {}
         # Headers that stand more than once, of which two readers could take different ones.
         self.repeated: set[bytes] = set()

@@ -93,10 +93,9 @@ class Pool:
             ChildError: there are too many, or it does not start.
         """
         task = self._joint.get(key)
-        if task is None or (
-            task.done() and (task.cancelled() or task.exception() or not task.result().process.usable)
-        ):
+        if task is None or (task.done() and self.existing(key) is None):
             task = self._joint[key] = asyncio.get_running_loop().create_task(self._start_joint(key))
+            task.add_done_callback(partial(self._started, key))
         # Others wait for it too: it is not one client's to cancel.
         return await asyncio.shield(task)
 
@@ -112,7 +111,7 @@ class Pool:
         child.process.stop()
 
     async def _start_joint(self, key: Hashable) -> Child:
-        child = Child(await self._take(), self._log, lambda _: self._forget(key, child), shared=True)
+        child = Child(await self._take(), self._log, partial(self._gone, key), shared=True)
         try:
             await child.handshake()
         except BaseException:
@@ -120,15 +119,14 @@ class Pool:
             raise
         return child
 
-    def _forget(self, key: Hashable, child: Child) -> None:
+    def _started(self, key: Hashable, task: asyncio.Task[Child]) -> None:
+        if (task.cancelled() or task.exception()) and self._joint.get(key) is task:
+            del self._joint[key]
+
+    def _gone(self, key: Hashable, child: Child) -> None:
         task = self._joint.get(key)
-        if (
-            task is not None
-            and task.done()
-            and not task.cancelled()
-            and not task.exception()
-            and task.result() is child
-        ):
+        started = task is not None and task.done() and not task.cancelled() and not task.exception()
+        if task is not None and started and task.result() is child:
             del self._joint[key]
 
     async def _take(self) -> Process:
@@ -159,6 +157,8 @@ class Pool:
 
     async def _refill(self) -> None:
         async with self._refilling:
+            for process in [process for process in self._warm if not process.usable]:
+                self._cooled(process)
             while (
                 len(self._warm) < self._warm_wanted
                 and self.count < self._most

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import cast
 
 from gatehouse_bridge import tree
@@ -18,6 +19,7 @@ WRITE_HIGH = 1024 * 1024
 WRITE_SECONDS = 30.0
 # Of a line that is too long, enough is kept at both ends to find the id in it.
 EDGE = 512
+OOM_SCORE_ADJUST = "500"
 # The log of a child: the longest line, and how many lines in a second.
 STDERR_LINE = 4096
 STDERR_RATE = 100
@@ -63,6 +65,9 @@ class Process:
             start_new_session=True,
         )
         self.pid = self._popen.pid
+        # Where memory runs out, a child is to go and not the bridge, which all others need.
+        with suppress(OSError), open(f"/proc/{self.pid}/oom_score_adj", "w") as file:
+            file.write(OOM_SCORE_ADJUST)
         processes[self.pid] = self
         self.started = time.monotonic()
         self.on_line: Callable[[bytes], None] = lambda _: None
@@ -251,12 +256,13 @@ class _Stdin(asyncio.BaseProtocol):
         self._drained.set()
 
     async def ready(self) -> bool:
-        if not self._drained.is_set():
-            try:
-                async with asyncio.timeout(WRITE_SECONDS):
+        try:
+            async with asyncio.timeout(WRITE_SECONDS):
+                # Of several that wait, the first to write may fill it again.
+                while not self._drained.is_set():
                     await self._drained.wait()
-            except TimeoutError:
-                return False
+        except TimeoutError:
+            return False
         return True
 
     def write(self, data: bytes) -> None:

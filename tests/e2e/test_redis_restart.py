@@ -1,0 +1,32 @@
+"""What Redis held before it was restarted, it holds afterwards: nobody is logged out, and nothing comes back."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from conftest import ClientFactory
+from fleet import Fleet
+from gateway import Gateway
+
+ANSWER_SECONDS = 30
+
+
+def test_a_restart_forgets_nothing(clients: ClientFactory, gateway: Gateway, fleet: Fleet) -> None:
+    with clients.start("python-2") as client:
+        assert client.call(gateway.echo, "echo", text="before") == "before"
+        [host] = fleet.hosts("gateway_redis")
+        host.check_output("systemctl restart gatehouse-redis.service")
+        wait_until_well(gateway)
+        # The refresh family and the client are what was written by scripts, in transactions.
+        client.expire(gateway.echo)
+        assert client.call(gateway.echo, "echo", text="after") == "after"
+        assert client.sign_ins == 1
+
+
+def wait_until_well(gateway: Gateway) -> None:
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while gateway.problem():
+        if time.monotonic() > deadline:
+            pytest.fail("The gateway is not well after a restart of Redis.", pytrace=False)
+        time.sleep(0.5)
