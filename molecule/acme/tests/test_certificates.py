@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"]) / ".lab/acme-ca/caddy/pki/authorities/local/root.crt"
+ROOT = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "acme-ca/caddy/pki/authorities/local/root.crt"
 
 
 @pytest.mark.parametrize("name", ["auth", "echo", "time"])
