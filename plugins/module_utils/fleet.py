@@ -422,7 +422,7 @@ class Inspector:
         if source is None:
             return None
         return {
-            "title": known.get("title", name),
+            "title": known.get("title") or source.pop("title", None) or name,
             "hostname": hostname,
             "url": f"https://{hostname}.{domain}/mcp",
             "allow": {
@@ -503,7 +503,8 @@ class Inspector:
         common = {
             "transport": given.get("transport", "stdio"),
             "isolation": given.get("isolation", "per_session"),
-            "memory_max": "512M",
+            # Room for a few dozen children of the bridge.
+            "memory_max": "1G",
             "sandbox": {},
             "module": None,
             "health_path": "/health" if given.get("transport", "stdio") == "stdio" else None,
@@ -554,6 +555,7 @@ class Inspector:
             "isolation": given.get("isolation", entry.get("isolation", "per_session")),
             "memory_max": entry.get("memory_max", "512M"),
             "sandbox": entry.get("sandbox", {}),
+            "title": entry["title"],
             "module": entry.get("module"),
             "command": [*entry.get("command", []), *args],
             "package": entry.get("package"),
