@@ -109,6 +109,10 @@ e2e: $(CACHE)/venv-test $(CACHE)/apt-test ## Clients from other teams and a real
 .PHONY: test
 test: test-fast lab-test molecule e2e ## Everything; what CI runs
 
+.PHONY: bench
+bench: $(CACHE)/venv-test ## Time rollouts; docs/measurements.md keeps the table
+	tools/bench
+
 # The demo.
 
 .PHONY: demo
