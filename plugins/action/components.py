@@ -25,15 +25,17 @@ class ActionModule(ActionBase):
         args = dict(self._task.args)
         template = args.pop("unit_template")
         lookup = lookup_loader.get("ansible.builtin.template", loader=self._loader, templar=self._templar)
-        components = []
+        components, credentials = [], {}
         for component in args["components"]:
-            rest = {key: value for key, value in component.items() if key != "vars"}
+            rest = {key: value for key, value in component.items() if key not in ("vars", "credentials")}
+            # Apart from the rest: Ansible keeps a parameter out of the host's journal only where all of it is secret.
+            credentials[component["name"]] = component.get("credentials", {})
             unit = lookup.run([template], variables=variables, template_vars=dict(component["vars"]))[0]
             components.append({**rest, "unit": str(unit)})
         result.update(
             self._execute_module(
                 module_name="gatehouse.mcp.components",
-                module_args={**args, "components": components},
+                module_args={**args, "components": components, "credentials": credentials},
                 task_vars=task_vars,
             )
         )

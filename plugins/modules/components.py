@@ -40,10 +40,6 @@ options:
         description: Configuration, written to C(.env). Values are strings of one line.
         type: dict
         default: {}
-      credentials:
-        description: Secrets by name, strings, for C(LoadCredential=).
-        type: dict
-        default: {}
       port:
         description: Even port of the first slot; the second has the next one.
         type: int
@@ -75,6 +71,12 @@ options:
             description: Seconds in which it must pass.
             type: int
             default: 45
+  credentials:
+    description:
+      - Secrets, strings, by component and name, for C(LoadCredential=). In a task they stand in each component, as
+        C(credentials); the action plugin moves them here.
+    type: dict
+    default: {}
 author: Gatehouse contributors (!UNKNOWN)
 """
 
@@ -344,7 +346,10 @@ def run(module: AnsibleModule) -> None:
     """Compare, and make it so."""
     group, wanted = module.params["group"], module.params["components"]
     try:
-        components = [Component(group=group, **item) for item in wanted]
+        secrets = module.params["credentials"]
+        components = [
+            Component(group=group, credentials=secrets.get(item["name"], {}), **item) for item in wanted
+        ]
     except ValueError as error:
         module.fail_json(msg=str(error))
     names = [component.name for component in components]
@@ -383,7 +388,6 @@ def main() -> None:
         "name": {"type": "str", "required": True},
         "unit": {"type": "str", "required": True},
         "env": {"type": "dict", "default": {}},
-        "credentials": {"type": "dict", "default": {}, "no_log": True},
         "port": {"type": "int", "required": True},
         "environments": {"type": "list", "elements": "str", "default": []},
         "health": {
@@ -399,6 +403,9 @@ def main() -> None:
             "group": {"type": "str", "required": True},
             "unit_template": {"type": "str"},
             "components": {"type": "list", "elements": "dict", "options": component, "required": True},
+            # Of a parameter of its own Ansible logs nothing. Within another it blots values out, and misses those that
+            # its search for addresses with passwords has changed before.
+            "credentials": {"type": "dict", "default": {}, "no_log": True},
         },
         supports_check_mode=True,
     )

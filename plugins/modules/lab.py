@@ -89,6 +89,7 @@ changes:
 
 import contextlib
 import dataclasses
+import importlib.util
 import ipaddress
 import json
 import os
@@ -119,6 +120,7 @@ REGISTRY = Path("/run/gatehouse-lab")
 HOSTS_FILE = Path("/etc/hosts")
 IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 EDGES = "gateway_edge"
+REBOOT_STATUS = 133  # nspawn's, of a machine that wants to be booted again
 BOOT_SECONDS = 60
 # program: the Debian package that brings it
 PROGRAMS = {
@@ -313,14 +315,31 @@ class Services:
         group.mkdir(parents=True, exist_ok=True)
         return ["sh", "-c", 'echo 0 > "$1/cgroup.procs" && shift && exec "$@"', "sh", str(group), *command]
 
-    def start(self, service: str, command: Sequence[str], log: Path, environment: dict[str, str]) -> None:
-        """Start a service that outlives this process, after ending what is left of it."""
+    def start(
+        self, service: str, command: Sequence[str], log: Path, environment: dict[str, str], again: int = 0
+    ) -> None:
+        """Start a service that outlives this process, after ending what is left of it.
+
+        Args:
+            service: name of its group.
+            command: what to run.
+            log: file that its output is appended to.
+            environment: added to that of this process.
+            again: exit status after which it is to be started again.
+        """
         self.stop(service)
+        entered = self.inside(service, command)
+        if again:
+            # In a group of its own: groups with processes of their own cannot pass controllers on.
+            loop = ["sh", "-c", f'while "$@"; [ $? = {again} ]; do sleep 1; done', "sh", *entered]
+            entered = self.inside(keeper_name(service), loop)
         with log.open("ab") as output:
-            subprocess.Popen(
-                self.inside(service, command), env={**os.environ, **environment}, start_new_session=True,
+            process = subprocess.Popen(
+                entered, env={**os.environ, **environment}, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
+        while process.poll() is None and not self.running(service):
+            time.sleep(0.01)
 
     def stop(self, service: str | None = None) -> None:
         """Kill a service, or all of them, and whatever they started.
@@ -328,8 +347,13 @@ class Services:
         Raises:
             LabError: They do not end.
         """
-        unit = f"{service}.scope" if service else self.slice
-        name = f"{self.slice}/{unit}" if service else self.slice
+        if service is None:
+            self._kill(self.slice, self.slice)
+        else:
+            for unit in (f"{keeper_name(service)}.scope", f"{service}.scope"):
+                self._kill(unit, f"{self.slice}/{unit}")
+
+    def _kill(self, unit: str, name: str) -> None:
         if self.systemd:
             run(["systemctl", "kill", "--signal=KILL", unit], check=False)  # it may not be there
             run(["systemctl", "stop", unit], check=False)
@@ -346,6 +370,11 @@ class Services:
                 return
             time.sleep(0.05)
         raise LabError(f"Processes of {name} did not end within 10 seconds of SIGKILL.")
+
+
+def keeper_name(service: str) -> str:
+    """The group of what starts a service again."""
+    return f"{service}-keeper"
 
 
 def read_or_empty(path: Path) -> str:
@@ -394,6 +423,7 @@ class Lab:
         Raises:
             LabError: This machine cannot run a lab, or a step failed; running it again goes on from there.
         """
+        require_root()
         require_programs()
         require_kernel()
         addressed = [f"{name}.{domain}" for name in names]
@@ -434,6 +464,7 @@ class Lab:
         named = with_block(HOSTS_FILE.read_text(), self.marker, []) != HOSTS_FILE.read_text()
         if number is None and not named and not self.folder.is_dir():
             return
+        require_root()
         if not self._do(f"remove the lab {self.name}"):
             return
         # A run of lab_up may live on after its ansible-playbook was killed: end what takes long, wait for the rest.
@@ -503,8 +534,8 @@ class Lab:
             sweep_machine(machine_name(subnet, machine.name))
         for link in [*ports(subnet), subnet.name]:
             run(["ip", "link", "delete", link], check=False)
-        if subnet.name in (left := [*ports(subnet), *links_named(subnet.name)]):
-            raise LabError(f"The links {', '.join(left)} cannot be deleted.")
+        if has_link(subnet.name):
+            raise LabError(f"The bridge {subnet.name} cannot be deleted.")
         if run(["nft", "list", "table", "ip", subnet.name], check=False).returncode == 0:
             run(["nft", "delete", "table", "ip", subnet.name])
         with locked(REGISTRY):
@@ -626,7 +657,7 @@ class Lab:
             ]  # fmt: skip
             # Its lock files would stay behind when it is killed; the lab's own lock does what they are for.
             environment = {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "SYSTEMD_NSPAWN_LOCK": "0"}
-            services.start(service, command, self._log(host), environment)
+            services.start(service, command, self._log(host), environment, again=REBOOT_STATUS)
         return True
 
     def _log(self, host: Host) -> Path:
@@ -706,17 +737,9 @@ def release_of(root: Path) -> str | None:
 
 
 def hash_password(password: str) -> str:
-    """An argon2 hash, as the auth service wants it.
+    """An argon2 hash, as the auth service wants it."""
+    from argon2 import PasswordHasher  # teardown works without it
 
-    Raises:
-        LabError: argon2-cffi is not installed.
-    """
-    try:
-        from argon2 import PasswordHasher
-    except ImportError as error:
-        raise LabError(
-            "The lab's user needs a password hash: install argon2-cffi into the environment that runs Ansible."
-        ) from error
     return PasswordHasher().hash(password)
 
 
@@ -740,14 +763,14 @@ def networks_used() -> list[str]:
     return [route["dst"] for route in routes if route["dst"] != "default"]
 
 
-def links_named(name: str) -> list[str]:
-    """The link, if it is there."""
-    return [name] if run(["ip", "link", "show", "dev", name], check=False).returncode == 0 else []
+def has_link(name: str) -> bool:
+    """Whether this machine has a network link of that name."""
+    return run(["ip", "link", "show", "dev", name], check=False).returncode == 0
 
 
 def ports(subnet: Subnet) -> list[str]:
     """Links that are attached to the lab's bridge."""
-    if not links_named(subnet.name):
+    if not has_link(subnet.name):
         return []
     shown = run(["ip", "-json", "link", "show", "master", subnet.name], check=False).stdout
     return [link["ifname"] for link in json.loads(shown or "[]")]
@@ -768,18 +791,30 @@ def sweep_machine(machine: str) -> None:
         remove_tree(Path("/run/systemd/nspawn") / kind / machine)
 
 
-def require_programs() -> None:
-    """Refuse where something is missing.
+def require_root() -> None:
+    """Refuse anyone else.
 
     Raises:
-        LabError: Not root, or a program is not installed.
+        LabError: Not root.
     """
     if os.geteuid() != 0:
         raise LabError("The lab boots its hosts with systemd-nspawn, which needs root; run this as root.")
+
+
+def require_programs() -> None:
+    """Refuse where something is not installed.
+
+    Raises:
+        LabError: What, and how to install it.
+    """
     missing = sorted({package for program, package in PROGRAMS.items() if not shutil.which(program)})
     if missing:
         raise LabError(
             f"The lab needs programs that are not installed here: apt-get install {' '.join(missing)}"
+        )
+    if not importlib.util.find_spec("argon2"):
+        raise LabError(
+            "The lab hashes its user's password: install argon2-cffi into the environment that runs Ansible."
         )
 
 

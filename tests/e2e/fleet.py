@@ -47,8 +47,8 @@ class Fleet:
         )
         return found
 
-    def play(self, playbook: str, variables: dict[str, Any] | None = None) -> Played:
-        """Run a playbook of the checkout; its output is kept, not printed."""
+    def play(self, playbook: str, variables: dict[str, Any] | None = None, *options: str) -> Played:
+        """Run a playbook of the checkout, with further options; its output is kept, not printed."""
         done = subprocess.run(
             [
                 "ansible-playbook",
@@ -57,6 +57,7 @@ class Fleet:
                 str(self._inventory),
                 "--extra-vars",
                 json.dumps(variables or {}),
+                *options,
             ],
             cwd=self._root,
             env={**os.environ, "ANSIBLE_CONFIG": str(self._root / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},

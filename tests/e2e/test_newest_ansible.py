@@ -36,7 +36,9 @@ def test_the_newest_ansible_changes_nothing(fleet: Fleet, tarball: Path, tmp_pat
     inventory = {
         "all": {
             "vars": public,
-            "hosts": {name: {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}},
+            "hosts": {
+                name: {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
+            },
             "children": {group: {"hosts": {name: {}}} for group in groups},
         }
     }

@@ -138,6 +138,13 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def kill(*pids: int) -> None:
+    """SIGKILL, for those that are still there."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def wait_for(condition: Callable[[], Any], seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -229,6 +236,15 @@ def test_systemd_s_sandbox_holds_inside(lab: Lab) -> None:
         )
 
 
+def test_a_host_reboots(lab: Lab) -> None:
+    boot = "cat /proc/sys/kernel/random/boot_id"
+    before = lab.run("mcp1", boot).stdout
+    lab.run("mcp1", "systemctl reboot")
+    wait_for(lambda: lab.run("mcp1", boot).stdout not in ("", before), 60)
+    assert lab.run("mcp1", "systemctl is-system-running --wait").stdout.strip() == "running"
+    assert lab.up() == 0
+
+
 def test_ansible_reaches_the_hosts_through_the_inventory(lab: Lab) -> None:
     listed = subprocess.run(
         [str(Path(ANSIBLE).with_name("ansible")), "-i", "inventory/lab", "gateway_mcp", "-m", "ansible.builtin.ping"],
@@ -290,8 +306,7 @@ def test_what_was_killed_comes_back(make_lab: Callable[..., Lab]) -> None:
     assert lab.up() > 0
     lab.run("gate1", "touch /root/kept && sync")
     for name in ("systemd-nspawn", "dnsmasq"):
-        for pid in lab.processes(name):
-            os.kill(pid, signal.SIGKILL)
+        kill(*lab.processes(name))
     assert lab.up() == 1
     assert lab.run("gate1", "systemctl is-system-running && ls /root/kept").returncode == 0
     assert lab.up() == 0
@@ -302,8 +317,7 @@ def test_teardown_is_complete_after_nspawn_was_killed(make_lab: Callable[..., La
     assert lab.up() > 0
     number = lab.number
     assert number is not None
-    for pid in lab.processes("systemd-nspawn"):
-        os.kill(pid, signal.SIGKILL)
+    kill(*lab.processes("systemd-nspawn"))
     assert lab.down() == 1
     assert traces(lab, number) == []
     assert lab.down() == 0
@@ -329,8 +343,7 @@ def test_teardown_is_complete_after_ansible_was_killed(
     wait_for(lambda: MOMENTS[moment](lab))
     number = lab.number
     assert number is not None
-    for pid in [*(descendants(run.pid) if with_children else []), run.pid]:
-        os.kill(pid, signal.SIGKILL)
+    kill(*(descendants(run.pid) if with_children else []), run.pid)
     run.wait()
     assert lab.down() == 1
     assert traces(lab, number) == []
@@ -341,8 +354,7 @@ def test_a_run_goes_on_where_a_killed_one_stopped(make_lab: Callable[..., Lab]) 
     lab = make_lab("t-again")
     run = lab.start_up()
     wait_for(lambda: MOMENTS["root being copied"](lab))
-    for pid in [*descendants(run.pid), run.pid]:
-        os.kill(pid, signal.SIGKILL)
+    kill(*descendants(run.pid), run.pid)
     run.wait()
     assert lab.up() == 1
     assert lab.run("gate1", "systemctl is-system-running").stdout.strip() == "running"
@@ -355,8 +367,7 @@ def test_a_killed_build_leaves_nothing_and_is_done_again(make_lab: Callable[...,
     wait_for(lambda: mounted(cache), 60)
     number = lab.number
     assert number is not None
-    for pid in [*descendants(run.pid), run.pid]:
-        os.kill(pid, signal.SIGKILL)
+    kill(*descendants(run.pid), run.pid)
     run.wait()
     try:
         assert lab.down() == 1

@@ -117,7 +117,9 @@ class Host:
         return ended
 
     def apply(self, *wanted: dict[str, Any]) -> dict[str, Any]:
-        return self._run(components, {"group": "mcp", "components": list(wanted)})
+        plain = [{key: value for key, value in one.items() if key != "credentials"} for one in wanted]
+        credentials = {one["name"]: one.get("credentials", {}) for one in wanted}
+        return self._run(components, {"group": "mcp", "components": plain, "credentials": credentials})
 
     def switch(self, *names: str, **params: Any) -> dict[str, Any]:
         return self._run(components_switch, {"groups": {"mcp": list(names)}, "drain_seconds": 0, **params})

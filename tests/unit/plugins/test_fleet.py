@@ -16,7 +16,13 @@ from ansible_collections.gatehouse.mcp.plugins.module_utils.fleet import (
 
 ROLES = str(Path(__file__).parents[3] / "roles")
 CATALOGUE: dict[str, dict[str, Any]] = {
-    "echo": {"title": "Echo", "pattern": "native", "package": "echo", "module": "gatehouse_echo", "memory_max": "256M"},
+    "echo": {
+        "title": "Echo",
+        "pattern": "native",
+        "package": "echo",
+        "module": "gatehouse_echo",
+        "memory_max": "256M",
+    },
     "time": {
         "title": "Time",
         "pattern": "bridge",

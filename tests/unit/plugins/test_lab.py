@@ -28,6 +28,7 @@ from ansible_collections.gatehouse.mcp.plugins.modules.lab import (
     packet_rules,
     refuse_foreign_names,
     require_programs,
+    require_root,
     with_block,
 )
 
@@ -139,17 +140,22 @@ class TestSettings:
 
 class TestRefusals:
     def test_missing_programs_are_named_by_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("os.geteuid", lambda: 0)
         monkeypatch.setattr(
             "shutil.which", lambda program: None if program in ("nft", "dnsmasq") else program
         )
         with pytest.raises(LabError, match=r"apt-get install dnsmasq-base nftables$"):
             require_programs()
 
+    def test_a_missing_library_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("shutil.which", lambda program: program)
+        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+        with pytest.raises(LabError, match="install argon2-cffi"):
+            require_programs()
+
     def test_anyone_but_root_is_told_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("os.geteuid", lambda: 1000)
         with pytest.raises(LabError, match="needs root"):
-            require_programs()
+            require_root()
 
 
 class TestNames:
