@@ -19,7 +19,16 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = ["ansible-galaxy", "collection", "build", "--force", "--output-path", str(folder), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
     [tarball] = folder.glob("gatehouse-mcp-*.tar.gz")
-    install = ["ansible-galaxy", "collection", "install", "--offline", "--no-deps", "-p", str(folder), str(tarball)]
+    install = [
+        "ansible-galaxy",
+        "collection",
+        "install",
+        "--offline",
+        "--no-deps",
+        "-p",
+        str(folder),
+        str(tarball),
+    ]
     subprocess.run(install, check=True, capture_output=True, cwd=folder, env=environment(folder))
     return folder
 

@@ -70,7 +70,7 @@ def test_no_request_reaches_a_service_unchecked_or_with_its_token(http: Any, nam
     routers = [router for router in http["routers"].values() if router["service"] == f"mcp.{name}"]
     assert len(routers) == 1
     chain = routers[0]["middlewares"]
-    assert chain == [f"cors.{name}", f"check.{name}", "no-token"]
+    assert chain == [f"cors.{name}", f"check.{name}", "no-token", "whole-request"]
     check = http["middlewares"][f"check.{name}"]["forwardAuth"]
     assert check["address"] == f"http://127.0.0.1:18000/internal/check/{name}"
     assert check["trustForwardHeader"] is False and check["maxResponseBodySize"] > 0
