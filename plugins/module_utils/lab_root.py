@@ -33,6 +33,10 @@ RECIPE = 1  # raised when what `_finish` does changes
 BUILD_SECONDS = 1200
 
 
+# Runs what takes long: command, standard input, and descriptors that it and its children keep open.
+Execute = Callable[[list[str], str, tuple[int, ...]], "subprocess.CompletedProcess[str]"]
+
+
 class LabError(Exception):
     """Something that a person must know; the message is one sentence that says what to do."""
 
@@ -206,37 +210,42 @@ class RootCache:
         digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
         return self.folder / f"{release}-{digest[:12]}"
 
-    def copy(self, release: str, target: Path, holder: int, inside: Callable[[list[str]], list[str]]) -> None:
+    def copy(self, release: str, target: Path, holder: int, execute: Execute) -> None:
         """Copy the root of `release`, which is built if it is not there yet, and then replaces older ones.
 
         Args:
             release: Debian code name.
             target: folder that is not there yet.
-            holder: descriptor of the lab's lock; a build keeps it.
-            inside: makes the command of a build one whose processes belong to the lab.
+            holder: descriptor of the lab's lock.
+            execute: runs a command as part of the lab; see `Execute`.
 
         Raises:
             LabError: It cannot be built or copied.
         """
         root = self.find(release)
         with locked(self.folder) as lock:
+            descriptors = (holder, lock)
             if not root.is_dir():
-                partial = self.folder / f"{release}.partial"
-                remove_tree(partial)
-                self._bootstrap(release, partial, (holder, lock), inside)
-                self._finish(partial)
+                new = self.folder / f"{release}.partial"
+                remove_tree(new)
+                built = execute(self._bootstrap(release, new), controller_sources(release), descriptors)
+                if built.returncode:
+                    remove_tree(new)
+                    raise LabError(f"mmdebstrap could not build {release}: {built.stderr.strip()[-800:]}")
+                self._finish(new)
                 for old in self.folder.glob(f"{release}-*"):
                     remove_tree(old)
-                partial.rename(root)
-            run(["cp", "--archive", "--reflink=auto", str(root), str(target)], timeout=300)
+                new.rename(root)
+            copied = execute(["cp", "--archive", "--reflink=auto", str(root), str(target)], "", descriptors)
+            if copied.returncode:
+                raise LabError(f"The root of {release} could not be copied: {copied.stderr.strip()[-800:]}")
 
     @staticmethod
-    def _bootstrap(
-        release: str, root: Path, descriptors: tuple[int, ...], inside: Callable[[list[str]], list[str]]
-    ) -> None:
+    def _bootstrap(release: str, root: Path) -> list[str]:
+        """The command that builds a root from the sources on its standard input."""
         options = [f"--aptopt={option}" for option in controller_apt_options()]
         options += [f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED]
-        command = [
+        return [
             # Mounts of its own, which end with it however it ends; and an end, so that no orphan holds the locks.
             "unshare", "--mount",
             "timeout", "--foreground", "--kill-after=10", str(BUILD_SECONDS),
@@ -247,13 +256,6 @@ class RootCache:
             f"{' '.join(DOWNLOADED)}",
             release, str(root), "-",
         ]  # fmt: skip
-        done = subprocess.run(
-            inside(command), input=controller_sources(release), capture_output=True, text=True, check=False,
-            pass_fds=descriptors,
-        )  # fmt: skip
-        if done.returncode:
-            remove_tree(root)
-            raise LabError(f"mmdebstrap could not build {release}: {done.stderr.strip()[-800:]}")
 
     @staticmethod
     def _finish(root: Path) -> None:

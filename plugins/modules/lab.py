@@ -101,7 +101,6 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -289,8 +288,9 @@ class Services:
     Under systemd they are transient scopes in a slice of the lab; elsewhere the same groups are made by hand.
     """
 
-    def __init__(self, slice_name: str) -> None:
-        self.slice = f"{slice_name}.slice"
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.slice = f"{name}.slice"
         self.systemd = os.path.isdir("/run/systemd/system")  # sd_booted(3)
         self.folder = control_group_mounts()[0] / self.slice
 
@@ -314,6 +314,18 @@ class Services:
         group = self.folder / f"{service}.scope"
         group.mkdir(parents=True, exist_ok=True)
         return ["sh", "-c", 'echo 0 > "$1/cgroup.procs" && shift && exec "$@"', "sh", str(group), *command]
+
+    def execute(
+        self, command: list[str], text: str, descriptors: tuple[int, ...]
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end; see `Execute`. Teardown ends it, or waits for the locks that it keeps."""
+        task = f"{self.name}-task-{secrets.token_hex(4)}"
+        done = subprocess.run(
+            self.inside(task, command), input=text, capture_output=True, text=True, check=False,
+            pass_fds=descriptors,
+        )  # fmt: skip
+        self.stop(task)
+        return done
 
     def start(
         self, service: str, command: Sequence[str], log: Path, environment: dict[str, str], again: int = 0
@@ -467,9 +479,9 @@ class Lab:
         require_root()
         if not self._do(f"remove the lab {self.name}"):
             return
-        # A run of lab_up may live on after its ansible-playbook was killed: end what takes long, wait for the rest.
+        # A run of lab_up may live on after its ansible-playbook was killed: end what it waits for, then wait for it.
         if number is not None:
-            Services(Subnet(number).name).stop(build_name(Subnet(number)))
+            Services(Subnet(number).name).stop()
         with locked(self.folder):
             number = registered(self.folder)
             if number is not None:
@@ -612,7 +624,7 @@ class Lab:
                 return
             new = self.folder / f"{host.name}.partial"
             remove_tree(new)
-            cache.copy(host.release, new, lock, partial(services.inside, build_name(subnet)))
+            cache.copy(host.release, new, lock, services.execute)
             (new / "etc/machine-id").write_text(uuid.uuid4().hex + "\n")
             root.parent.mkdir(exist_ok=True)
             new.rename(root)
@@ -691,11 +703,6 @@ class Lab:
 def service_name(subnet: Subnet, host: str) -> str:
     """The control group of a host."""
     return f"{subnet.name}-host-{host}"
-
-
-def build_name(subnet: Subnet) -> str:
-    """The control group of a root that is being built for the lab."""
-    return f"{subnet.name}-build"
 
 
 def machine_name(subnet: Subnet, host: str) -> str:

@@ -81,16 +81,17 @@ class Lab:
             capture_output=True, text=True, check=False, timeout=60,
         )  # fmt: skip
 
-    def processes(self, name: str = "") -> list[int]:
+    def processes(self, program: str = "") -> list[int]:
         """Processes of this machine that have to do with this lab's folder or network."""
         marks = [str(self.folder)] + ([f"ghlab{self.number}-"] if self.number is not None else [])
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                command = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
             except OSError:
                 continue
-            if int(entry.name) != os.getpid() and name in command and any(mark in command for mark in marks):
+            named = program in ("", os.path.basename(command[0]))
+            if named and int(entry.name) != os.getpid() and any(mark in " ".join(command) for mark in marks):
                 found.append(int(entry.name))
         return found
 
@@ -362,6 +363,8 @@ def test_a_run_goes_on_where_a_killed_one_stopped(make_lab: Callable[..., Lab]) 
 
 def test_a_killed_build_leaves_nothing_and_is_done_again(make_lab: Callable[..., Lab]) -> None:
     cache = ROOT / ".cache" / "lab-test"  # not where pytest cleans up: a mount left there must not be emptied
+    remove = ["rm", "--recursive", "--force", "--one-file-system", str(cache)]
+    subprocess.run(remove, check=True)
     lab = make_lab("t-build", lab_cache=str(cache))
     run = lab.start_up()
     wait_for(lambda: mounted(cache), 60)
@@ -376,7 +379,7 @@ def test_a_killed_build_leaves_nothing_and_is_done_again(make_lab: Callable[...,
         assert lab.up() == 1
         assert [path.name.partition("-")[0] for path in cache.iterdir()] == ["trixie"]
     finally:
-        subprocess.run(["rm", "--recursive", "--one-file-system", str(cache)], check=True)
+        subprocess.run(remove, check=True)
 
 
 def mounted(folder: Path) -> bool:
