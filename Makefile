@@ -81,7 +81,7 @@ lint: $(CACHE)/venv-test $(foreach package,$(PACKAGES),lint-$(notdir $(package))
 	$(BIN)/ansible-lint
 
 .PHONY: unit
-unit: $(CACHE)/venv-test ## Unit tests of the collection
+unit: $(CACHE)/venv-test $(CACHE)/apt-test ## Unit tests of the collection
 	$(BIN)/pytest -q tests/unit
 
 .PHONY: packages

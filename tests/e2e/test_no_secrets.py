@@ -30,13 +30,16 @@ import base64, glob, json, os
 found = glob.glob("/etc/gatehouse/*/credentials/**", recursive=True) + ["/var/lib/gatehouse/secrets/store.json"]
 print(json.dumps({name: base64.b64encode(open(name, "rb").read()).decode() for name in found if os.path.isfile(name)}))
 """
+# Other processes come and go while they are read; those of our units must be readable, or the search is worth nothing.
+OURS = "$(systemctl show --property=MainPID --value --state=active 'gatehouse-*.service' | grep -v '^0*$')"
+PROCESSES = "cat /proc/[0-9]*/{0} 2>/dev/null; for pid in " + OURS + "; do cat /proc/$pid/{0} || exit 1; done"
 # What a host says about processes, one command a place.
 PLACES = {
     "systemctl show": "systemctl show --all 'gatehouse-*'",
-    "systemctl status": "systemctl status --no-pager --full --lines=200 'gatehouse-*' || true",
+    "systemctl status": "systemctl status --no-pager --full --lines=200 'gatehouse-*' || test $? = 3",
     "unit files": "cat /etc/systemd/system/gatehouse-*",
-    "environments of processes": "cat /proc/[0-9]*/environ 2>/dev/null || true",
-    "arguments of processes": "cat /proc/[0-9]*/cmdline 2>/dev/null || true",
+    "environments of processes": PROCESSES.format("environ"),
+    "arguments of processes": PROCESSES.format("cmdline"),
     "journal": "journalctl --no-pager --all --output=json",
     "/var/log": "find /var/log -type f ! -path '/var/log/journal/*' -exec zcat -f {} +",
     # Traefik reads the front door's key from a file of its own, since it reads it again when it changes.

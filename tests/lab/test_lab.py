@@ -24,7 +24,11 @@ ENVIRONMENT = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIB
 ANSIBLE = str(Path(sys.executable).parent / "ansible-playbook")
 REGISTRY = Path("/run/gatehouse-lab")
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the lab needs root")
+
+@pytest.fixture(autouse=True, scope="session")
+def root() -> None:
+    if os.geteuid() != 0:
+        pytest.fail("The lab needs root.", pytrace=False)
 
 
 class Lab:

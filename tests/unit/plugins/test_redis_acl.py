@@ -78,7 +78,7 @@ def redis_socket(tmp_path: Path) -> Iterator[str]:
     """A real Redis with the users of `users(OLD)`."""
     program = shutil.which("redis-server")
     if program is None:
-        pytest.skip("redis-server is not installed")
+        pytest.fail("redis-server is not installed", pytrace=False)
     (tmp_path / "users.acl").write_text(render(users(OLD)))
     path = str(tmp_path / "redis.sock")
     options = ["--port", "0", "--unixsocket", path, "--aclfile", str(tmp_path / "users.acl"), "--save", ""]
