@@ -62,10 +62,12 @@ def test_a_code_is_bound_to_its_client(browser: Browser, client_id: str) -> None
 
 
 def test_a_code_lives_for_a_minute(browser: Browser, fleet: Fleet, client_id: str) -> None:
-    browser.code(client_id)
     redis = fleet.redis.admin
-    assert all(0 < int(str(redis.ttl(key))) <= 3600 for key in redis.scan_iter("gh:code:*"))
-    assert any(int(str(redis.ttl(key))) <= 60 for key in redis.scan_iter("gh:code:*"))
+    # The fleet's Redis is shared: only the keys that this code brought are of this test.
+    before = set(redis.scan_iter("gh:code:*"))
+    browser.code(client_id)
+    [key] = set(redis.scan_iter("gh:code:*")) - before
+    assert 50 < int(str(redis.ttl(key))) <= 60
 
 
 def test_a_stale_client_is_invalid_client(browser: Browser, client_id: str) -> None:
