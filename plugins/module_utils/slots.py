@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ SECRET_MIN = 8
 # With its prefix, the name of a user (31 characters) and of a folder beside `environments`.
 COMPONENT_NAME = re.compile(r"(?!environments$)[a-z][a-z0-9-]{0,20}")
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+FILE_NAME = re.compile(r"(?!credentials$)[A-Za-z0-9_][A-Za-z0-9_.-]*")
 CREDENTIAL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -118,7 +119,8 @@ def render_env(env: Mapping[str, str]) -> str:
 class Component:
     """One component as it should be.
 
-    `unit` and the values of `env` may hold `@SLOT@`, `@PORT@`, `@RELEASE@` and `@CREDENTIALS@`; URLs in `health` `@PORT@`.
+    `live_files` are no part of the release: one file of each name serves both slots, and a running unit reads them again
+    when it is told to reload. `unit` and the values of `env` may hold `@SLOT@`, `@PORT@`, `@RELEASE@` and `@CREDENTIALS@`; URLs in `health` `@PORT@`.
 
     Raises:
         ValueError: It cannot be so; the message says why and never quotes a credential.
@@ -132,6 +134,7 @@ class Component:
     port: int
     environments: list[str]
     health: list[dict[str, Any]]
+    live_files: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check what becomes a path, a user or a line in a file."""
@@ -141,6 +144,9 @@ class Component:
             )
         if self.port % 2 or not 1024 <= self.port < 65535:
             raise ValueError(f"{self.name}: port {self.port} must be even, from 1024 to 65534")
+        for name in self.live_files:
+            if not FILE_NAME.fullmatch(name):
+                raise ValueError(f"{self.name}: {name!r} is no name of a file beside .env and credentials")
         for name, value in self.credentials.items():
             if not CREDENTIAL_NAME.fullmatch(name):
                 raise ValueError(f"{self.name}: {name!r} is no name of a credential")
@@ -207,6 +213,15 @@ class Place:
     def credentials(self, slot: str) -> Path:
         """Folder of a slot's credentials."""
         return ETC / self.name / "credentials" / slot
+
+    def live_file(self, name: str) -> Path:
+        """A file that both slots read, and read again on reload."""
+        return ETC / self.name / name
+
+    @property
+    def reload_due(self) -> Path:
+        """Stands from before a live file changes until the unit has read it, so that a run that broke is made good."""
+        return ETC / self.name / ".reload-due"
 
     def pointer(self, name: str) -> str | None:
         """The slot that `current` or `next` points at."""

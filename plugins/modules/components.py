@@ -40,6 +40,13 @@ options:
         description: Configuration, written to C(.env). Values are strings of one line.
         type: dict
         default: {}
+      live_files:
+        description:
+          - Content by name of files in C(/etc/gatehouse/<name>/) that the unit reads again when it is reloaded. A change of
+            nothing else reloads what serves, and starts no slot.
+          - Its C(ExecReload=) must fail, and leave what is in force, where it cannot use them; then they are put back.
+        type: dict
+        default: {}
       port:
         description: Even port of the first slot; the second has the next one.
         type: int
@@ -94,7 +101,7 @@ endpoints:
   type: dict
   returned: always
 changed_components:
-  description: Components of which a slot was started.
+  description: Components of which a slot was started or a file changed.
   type: list
   elements: str
   returned: always
@@ -159,6 +166,12 @@ class Plan:
         self.current, self.next = self.place.pointer("current"), self.place.pointer("next")
         self.action = "nothing"
         self.slot = self.decide(states)
+        # What the files that change hold now; None where one is not there yet.
+        self.replaced = {
+            name: kept
+            for name, content in component.live_files.items()
+            if (kept := read(self.place.live_file(name))) != content
+        }
 
     def decide(self, states: Mapping[str, str]) -> str:
         """Choose the slot that will serve, and what it takes."""
@@ -201,6 +214,17 @@ class Plan:
         return slot_port(self.component.port, self.slot)
 
     @property
+    def changes(self) -> bool:
+        """Whether there is anything to do before the switch."""
+        return self.action != "nothing" or self.reloads
+
+    @property
+    def reloads(self) -> bool:
+        """Whether a unit goes on running and has to be told of its files."""
+        due = bool(self.replaced) or self.place.reload_due.exists()
+        return due and self.action in ("nothing", "return")
+
+    @property
     def pending(self) -> bool:
         """Whether the switch has something to do when this is done."""
         return self.action == "deploy" or (self.action == "nothing" and self.slot == self.next)
@@ -208,15 +232,12 @@ class Plan:
     def diffs(self) -> list[dict[str, str]]:
         """What changes, without any secret and without what differs between the slots only."""
         place, component = self.place, self.component
+        files = [
+            (str(place.live_file(name)), kept or "", component.live_files[name])
+            for name, kept in self.replaced.items()
+        ]
         if self.action == "start":
-            return [
-                {
-                    "before_header": self.unit,
-                    "after_header": self.unit,
-                    "before": "stopped\n",
-                    "after": "running\n",
-                }
-            ]
+            return [_diff(*change) for change in (*files, (self.unit, "stopped\n", "running\n"))]
         serving = place.serving() or self.slot
         release = place.folder / serving
         credentials = self.compare_credentials(serving)
@@ -224,12 +245,9 @@ class Plan:
             (str(place.unit_file("*")), read(release / "unit") or "", component.unit),
             (str(ETC / component.name / ".env"), read(release / ".env") or "", component.dotenv(serving)),
             (str(place.credentials(serving).parent), *("".join(lines) for lines in credentials)),
+            *files,
         ]
-        return [
-            {"before_header": path, "after_header": path, "before": before, "after": after}
-            for path, before, after in pairs
-            if before != after
-        ]
+        return [_diff(path, before, after) for path, before, after in pairs if before != after]
 
     def compare_credentials(self, slot: str) -> tuple[list[str], list[str]]:
         """The names of the credentials that a slot has and shall have, and which of them change."""
@@ -265,17 +283,39 @@ class Plan:
             write_file(folder / name, value, 0o600)
         write_file(place.unit_file(self.slot), component.unit_text(self.slot), 0o644)
 
+    def write_live_files(self, contents: Mapping[str, str | None]) -> None:
+        """Put these contents into the files; None removes one."""
+        if contents:
+            self.place.reload_due.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            self.place.reload_due.touch()
+        for name, content in contents.items():
+            path = self.place.live_file(name)
+            if content is None:
+                path.unlink(missing_ok=True)
+            else:
+                write_file(path, content, 0o640, group_id(self.place.user))
+
     def failure(self) -> str | None:
-        """Check the slot's health; sentences where it is not well."""
+        """Tell a running unit of its files, and check the slot's health; sentences where it is not well."""
+        if self.reloads and systemctl("reload", self.unit, check=False).returncode:
+            return self.complain("reload", "the unit cannot use its new files")
         failed = wait_healthy(self.component.health, self.unit, self.port)
         if failed is None:
+            self.place.reload_due.unlink(missing_ok=True)
             return None
-        check, said = failed
+        return self.complain(*failed)
+
+    def complain(self, check: str, said: str) -> str:
+        """Sentences on a check that failed, without a secret."""
         secrets = list(self.component.credentials.values())
         return (
             f"{self.component.name}: check «{check}» failed: {scrub(said, secrets)}\n"
             f"Last log lines of {self.unit}:\n{log_tail(self.unit, secrets)}"
         )
+
+
+def _diff(path: str, before: str, after: str) -> dict[str, str]:
+    return {"before_header": path, "after_header": path, "before": before, "after": after}
 
 
 def ensure_users(plans: list[Plan]) -> None:
@@ -307,6 +347,8 @@ def start(plans: list[Plan]) -> list[str]:
         for plan in deployed:
             plan.write()
         systemctl("daemon-reload")
+    for plan in plans:
+        plan.write_live_files({name: plan.component.live_files[name] for name in plan.replaced})
     units = [plan.unit for plan in plans]
     systemctl("reset-failed", *units, check=False)
     # One that cannot be started must not keep others from it; its checks say what is wrong.
@@ -323,6 +365,10 @@ def start(plans: list[Plan]) -> list[str]:
             elif plan.action == "return":
                 # Its slot goes at the switch: Traefik may use it until then.
                 (plan.place.folder / "next").unlink()
+    for plan in failed:
+        plan.write_live_files(plan.replaced)
+        if plan.reloads and not systemctl("reload", plan.unit, check=False).returncode:
+            plan.place.reload_due.unlink(missing_ok=True)
     undo([plan for plan in failed if plan.action == "deploy"])
     return failures
 
@@ -357,7 +403,7 @@ def run(module: AnsibleModule) -> None:
         module.fail_json(msg="two components have the same name or port")
     states = ask("is-active", [Place(name).unit(slot) for name in names for slot in SLOTS])
     plans = [Plan(component, states) for component in components]
-    changed = [plan for plan in plans if plan.action != "nothing"]
+    changed = [plan for plan in plans if plan.changes]
     result: dict[str, Any] = {
         "changed": bool(changed),
         "changed_components": [plan.component.name for plan in changed],
@@ -388,6 +434,7 @@ def main() -> None:
         "name": {"type": "str", "required": True},
         "unit": {"type": "str", "required": True},
         "env": {"type": "dict", "default": {}},
+        "live_files": {"type": "dict", "default": {}},
         "port": {"type": "int", "required": True},
         "environments": {"type": "list", "elements": "str", "default": []},
         "health": {

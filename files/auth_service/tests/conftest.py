@@ -30,6 +30,15 @@ ECHO = "https://echo.example.test/mcp"
 FILES = "https://files.example.test/mcp"
 REDIRECT = "https://client.example.test/callback"
 PASSWORD = "correct horse battery staple"
+RESOURCES: dict[str, Any] = {
+    "echo": {
+        "resource": ECHO,
+        "title": "Echo <service>",
+        "allow": {"users": ["ana", "zoë"], "groups": ["staff"]},
+        "origins": ["https://app.example.test"],
+    },
+    "files": {"resource": FILES, "scopes": ["files:read"]},
+}
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -108,6 +117,7 @@ class Node:
     port: int
     process: subprocess.Popen[str]
     log: Path
+    resources: Path
     http: httpx.Client = field(
         default_factory=lambda: httpx.Client(verify=False, trust_env=False, timeout=10)
     )
@@ -126,6 +136,13 @@ class Node:
         time.sleep(0.1)
         lines = [json.loads(line) for line in self.log.read_text().splitlines()]
         return [line for line in lines if line["event"] == event]
+
+    def reload(self, resources: str) -> None:
+        """What `systemctl reload` does after the file has changed; the check of the file comes before it."""
+        done = len(self.records("reloaded") + self.records("reload_refused"))
+        self.resources.write_text(resources)
+        self.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: len(self.records("reloaded") + self.records("reload_refused")) > done)
 
     def browser(self) -> "Browser":
         return Browser(self)
@@ -271,7 +288,7 @@ class Fleet:
     environment: dict[str, str] = field(default_factory=dict)
     credentials: dict[str, str] = field(default_factory=dict)
 
-    def start(self, **environment: Any) -> Node:
+    def start(self, resources: dict[str, Any] = RESOURCES, **environment: Any) -> Node:
         credentials = self.folder / f"credentials-{secrets.token_hex(4)}"
         credentials.mkdir()
         for name, value in self.credentials.items():
@@ -282,6 +299,8 @@ class Fleet:
             for name, value in environment.items()
         }
         log = self.folder / f"{port}.log"
+        protected = self.folder / f"{port}.json"
+        protected.write_text(json.dumps(resources))
         process = subprocess.Popen(
             [sys.executable, "-m", "gatehouse_auth"],
             env={
@@ -291,13 +310,14 @@ class Fleet:
                 "GATEHOUSE_LISTEN": f"127.0.0.1:{port}",
                 "GATEHOUSE_REDIS_URL": self.redis.url,
                 **self.environment,
+                "GATEHOUSE_RESOURCES": str(protected),
                 **overrides,
             },
             stdout=self.stack.enter_context(log.open("w")),
             text=True,
         )
         self.stack.callback(end, process)
-        node = Node(port, process, log)
+        node = Node(port, process, log, protected)
         wait_for(lambda: reachable(node), 20)
         return node
 
@@ -343,23 +363,15 @@ def fleet_in(folder: Path) -> Iterator[Fleet]:
         redis = RedisServer(folder, free_port())
         redis.start()
         stack.callback(redis.stop)
+        resources = folder / "resources.json"
+        resources.write_text(json.dumps(RESOURCES))
         yield Fleet(
             folder,
             redis,
             stack,
             {
                 "GATEHOUSE_ISSUER": ISSUER,
-                "GATEHOUSE_RESOURCES": json.dumps(
-                    {
-                        "echo": {
-                            "resource": ECHO,
-                            "title": "Echo <service>",
-                            "allow": {"users": ["ana", "zoë"], "groups": ["staff"]},
-                            "origins": ["https://app.example.test"],
-                        },
-                        "files": {"resource": FILES, "scopes": ["files:read"]},
-                    }
-                ),
+                "GATEHOUSE_RESOURCES": str(resources),
                 "GATEHOUSE_ALLOW": json.dumps({"users": ["ana"]}),
                 "GATEHOUSE_PROVIDERS": json.dumps({"local": {"title": "Lab users"}}),
                 "GATEHOUSE_CLIENTS": json.dumps(

@@ -7,6 +7,7 @@ import pytest
 from conftest import Fleet, keyring
 from test_faults import run
 
+from gatehouse_auth import admin
 from gatehouse_auth.settings import ConfigurationError, load_secrets, load_settings
 
 SECRET = "s3cr3t-value"
@@ -36,14 +37,7 @@ def test_a_good_configuration(configured: Path) -> None:
         ("GATEHOUSE_ISSUER", f"http://{SECRET}.example.test"),
         ("GATEHOUSE_ISSUER", f"https://{SECRET}.example.test/path"),
         ("GATEHOUSE_ISSUER", ""),
-        ("GATEHOUSE_RESOURCES", SECRET),
-        ("GATEHOUSE_RESOURCES", json.dumps({"Echo!": {"resource": "https://e.example.test/mcp"}})),
-        ("GATEHOUSE_RESOURCES", json.dumps({"echo": {"resource": f"https://{SECRET}.example.test/mcp/"}})),
-        ("GATEHOUSE_RESOURCES", json.dumps({"echo": {"resource": "https://e.example.test", SECRET[:3]: 1}})),
-        (
-            "GATEHOUSE_RESOURCES",
-            json.dumps({"a": {"resource": "https://e.test"}, "b": {"resource": "https://e.test"}}),
-        ),
+        ("GATEHOUSE_RESOURCES", f"/{SECRET}.json"),
         ("GATEHOUSE_PROVIDERS", "{}"),
         (
             "GATEHOUSE_PROVIDERS",
@@ -62,6 +56,38 @@ def test_a_wrong_variable_is_named(
         load_settings()
     assert variable in str(caught.value)
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        SECRET,
+        json.dumps([SECRET]),
+        json.dumps({"Echo!": {"resource": "https://e.example.test/mcp"}}),
+        json.dumps({"echo": {"resource": f"https://{SECRET}.example.test/mcp/"}}),
+        json.dumps({"echo": {"resource": "https://e.example.test", SECRET[:3]: 1}}),
+        json.dumps({"a": {"resource": "https://e.test"}, "b": {"resource": "https://e.test"}}),
+    ],
+)
+def test_a_wrong_file_of_resources(
+    configured: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    file = configured / "resources.json"
+    file.write_text(content)
+    monkeypatch.setenv("GATEHOUSE_RESOURCES", str(file))
+    monkeypatch.setattr("sys.argv", ["admin", "check-configuration"])
+    with pytest.raises(SystemExit) as caught:
+        admin.main()
+    assert caught.value.code == 78
+    said = capsys.readouterr().err
+    assert "GATEHOUSE_RESOURCES" in said
+    assert SECRET not in said
+
+
+def test_a_good_configuration_passes_the_check(configured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["admin", "check-configuration"])
+    admin.main()
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,15 @@
 
 import io
 import json
+from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import pytest
 
 from gatehouse_auth import limits, redirects
 from gatehouse_auth.audit import Log
 from gatehouse_auth.identity.base import AccessRules, Identity
-from gatehouse_auth.identity.github import named_groups
+from gatehouse_auth.identity.github import GitHub
 from gatehouse_auth.limits import Limiter, Rate, address_key
 from gatehouse_auth.oauth.metadata import resource_metadata_url
 from gatehouse_auth.oauth.server import canonical
@@ -187,7 +189,16 @@ def test_allow_lists(
     assert rules.allows("s", identity) is allowed
 
 
-def test_groups_that_are_asked_for() -> None:
-    provider = GitHubProvider(client_id="x", orgs=frozenset({"Acme"}))
-    lists = [AllowList(groups=frozenset({"github:Other/Team", "local"}))]
-    assert named_groups(provider, lists) == {"acme", "other/team", "local"}
+def test_organisations_are_asked_for_once_an_allow_list_names_one() -> None:
+    provider = GitHub(
+        GitHubProvider(client_id="x"), "secret", "https://auth.example.test/cb", httpx.AsyncClient()
+    )
+
+    def scope() -> list[str]:
+        return parse_qs(urlsplit(provider.authorization_url("s", "v")).query)["scope"]
+
+    assert scope() == ["read:user user:email"]
+    provider.follow([AllowList(groups=frozenset({"github:Other/Team"}))])
+    assert scope() == ["read:user user:email read:org"]
+    provider.follow([AllowList(users=frozenset({"octocat"}))])
+    assert scope() == ["read:user user:email"]

@@ -24,6 +24,7 @@ class Systemd:
         self.enabled: set[str] = set()
         self.broken: set[str] = set()
         self.stuck: set[str] = set()
+        self.picky: set[str] = set()
         self.told: list[tuple[str, ...]] = []
         self.users: set[str] = set()
 
@@ -50,7 +51,8 @@ class Systemd:
                 else f"Id={unit}\nActiveState=inactive\nActiveEnterTimestamp=\n"
                 for unit in units
             )
-        return subprocess.CompletedProcess(arguments, 0, out, "")
+        refused = verb == "reload" and not self.picky.isdisjoint(units)
+        return subprocess.CompletedProcess(arguments, int(refused), out, "")
 
     def count(self, verb: str) -> int:
         return sum(arguments[0] == verb for arguments in self.told)
@@ -320,6 +322,76 @@ def test_a_dry_run_changes_nothing_and_shows_no_secret(host: Host) -> None:
     assert host.tree() == before
 
 
+def listed(content: str, **changes: Any) -> dict[str, Any]:
+    return wanted(live_files={"list.json": content}, **changes)
+
+
+def test_a_live_file_is_reread_and_no_slot_starts(host: Host) -> None:
+    serve(host, listed("one"))
+    file = host.place().live_file("list.json")
+    assert (file.read_text(), file.stat().st_mode & 0o777) == ("one", 0o640)
+    assert host.systemd.count("reload") == 0
+    host.check_mode = True
+    assert host.apply(listed("two"))["diff"] == [
+        {"before_header": str(file), "after_header": str(file), "before": "one", "after": "two"}
+    ]
+    assert file.read_text() == "one"
+    host.check_mode = False
+    result = host.apply(listed("two"))
+    assert (result["changed"], result["pending"], result["endpoints"]) == (True, [], {"one": 20030})
+    assert ("reload", "gatehouse-one@a.service") in host.systemd.told
+    assert file.read_text() == "two"
+    assert not host.place().occupied("b")
+    assert host.apply(listed("two"))["changed"] is False
+    assert host.switch("one")["changed"] is False
+
+
+def test_a_run_that_broke_before_the_reload_is_taken_up_again(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(host, listed("one"))
+    with monkeypatch.context() as patch:
+        patch.setattr(components.Plan, "failure", _power_failure)
+        assert host.apply(listed("two"))["failed"]
+    assert host.systemd.count("reload") == 0
+    assert host.apply(listed("two"))["changed"] is True
+    assert host.systemd.count("reload") == 1
+    assert host.apply(listed("two"))["changed"] is False
+
+
+def _power_failure(plan: components.Plan) -> str:
+    raise OSError("power")
+
+
+def test_a_live_file_that_the_unit_refuses_is_put_back(host: Host) -> None:
+    serve(host, listed("one"))
+    host.systemd.picky.add("gatehouse-one@a.service")
+    result = host.apply(listed("wrong"))
+    assert result["failed"] and "check «reload» failed" in result["msg"]
+    assert "log of gatehouse-one@a.service" in result["msg"]
+    assert host.place().live_file("list.json").read_text() == "one"
+    assert host.systemd.up == {"gatehouse-one@a.service"}
+    host.systemd.picky.clear()
+    assert host.apply(listed("one"))["changed"] is True, "it may have read half of it"
+    assert host.apply(listed("one"))["changed"] is False
+
+
+def test_a_live_file_of_a_release_that_fails_is_put_back(host: Host) -> None:
+    host.systemd.broken.add("gatehouse-one@a.service")
+    assert host.apply(listed("one"))["failed"]
+    assert not host.place().live_file("list.json").exists()
+    host.systemd.broken.clear()
+    serve(host, listed("one"))
+    host.systemd.broken.add("gatehouse-one@b.service")
+    assert host.apply(listed("two", env={"A": "2"}))["failed"]
+    assert host.place().live_file("list.json").read_text() == "one"
+    host.systemd.broken.clear()
+    # A slot that starts reads the file anyway; the one that serves until the switch is left alone.
+    assert host.apply(listed("two", env={"A": "2"}))["pending"] == ["one"]
+    assert host.place().live_file("list.json").read_text() == "two"
+    assert host.systemd.count("reload") == 0
+
+
 def test_a_placeholder_in_the_environment(host: Host) -> None:
     serve(host, wanted(env={"LISTEN": "127.0.0.1:@PORT@"}))
     assert '"127.0.0.1:20030"' in (host.place().folder / "a" / ".env").read_text()
@@ -432,6 +504,9 @@ def test_info(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"env": {"A": 1}}, "one: A is a int"),
         ({"env": {"A B": "x"}}, "'A B' is no name"),
         ({"env": {"A": "x\ny"}}, "one: A has a line break"),
+        ({"live_files": {"../list.json": "x"}}, "'../list.json' is no name"),
+        ({"live_files": {"credentials": "x"}}, "'credentials' is no name"),
+        ({"live_files": {".env": "x"}}, "'.env' is no name"),
         ({"credentials": {"../token": "x"}}, "'../token' is no name"),
         ({"credentials": {"token": 123456789}}, "one: credential token is a int"),
     ],

@@ -17,10 +17,13 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     probe = commands.add_parser("probe-token", help="print an access token of 60 seconds for one service")
     probe.add_argument("--service", required=True, help="the service's name")
+    commands.add_parser("check-configuration", help="say what is wrong with the configuration, if anything")
     commands.add_parser("hash-password", help="print the argon2 hash of the password on standard input")
     arguments = parser.parse_args()
     if arguments.command == "probe-token":
         _probe_token(arguments.service)
+    elif arguments.command == "check-configuration":
+        _check_configuration()
     else:
         _hash_password()
 
@@ -36,6 +39,13 @@ def _probe_token(service: str) -> None:
         stop("--service: GATEHOUSE_RESOURCES has no such service", 2)
     token = probe_token(settings.issuer, keyring, resource.resource, " ".join(resource.scopes))
     sys.stdout.write(f"{token}\n")
+
+
+def _check_configuration() -> None:
+    try:
+        load_settings()
+    except ConfigurationError as error:
+        stop("\n".join(error.problems), EX_CONFIG)
 
 
 def _hash_password() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from gatehouse_auth.context import Context, context_of
 from gatehouse_auth.documents import DocumentUnavailable
 from gatehouse_auth.routes import authorize, metadata, register, signin, token
 from gatehouse_auth.routes.responses import TooManyRequests, oauth_error
+from gatehouse_auth.settings import ConfigurationError, load_settings
 from gatehouse_auth.store import StoreUnavailable
 
 BODY_LIMIT = 64 * 1024
@@ -40,9 +42,18 @@ class BodyTooLarge(Exception):  # noqa: N818 - it is an answer: 413
 
 def create_app(context: Context) -> "Front":
     """The ASGI application for these parts."""
+    internal = Internal(
+        context.settings,
+        context.keyring,
+        context.store,
+        context.findings,
+        context.rules,
+        context.providers,
+        context.log,
+    )
     app = FastAPI(
         title="Gatehouse authorization server",
-        lifespan=_lifespan,
+        lifespan=lambda _: _lifespan(context, internal),
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -58,29 +69,34 @@ def create_app(context: Context) -> "Front":
     app.add_exception_handler(BodyTooLarge, _too_large)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _fault)
-    internal = Internal(
-        context.settings,
-        context.keyring,
-        context.store,
-        context.findings,
-        context.rules,
-        context.providers,
-        context.log,
-    )
     return Front(internal, app)
 
 
 @contextlib.asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    context: Context = app.state.context
+async def _lifespan(context: Context, internal: Internal) -> AsyncIterator[None]:
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, _reload, context, internal)
     tasks = [asyncio.create_task(context.findings.stream.run()), asyncio.create_task(systemd.watchdog())]
     try:
         yield
     finally:
+        loop.remove_signal_handler(signal.SIGHUP)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await context.close()
+
+
+def _reload(context: Context, internal: Internal) -> None:
+    """Read the configuration again. What is wrong changes nothing: the resources in force stay so."""
+    try:
+        settings = load_settings()
+    except ConfigurationError as error:
+        context.log.event("reload_refused", "error", problems=error.problems)
+        return
+    context.reconfigure(settings)
+    internal.reconfigure(settings, context.rules)
+    context.log.event("reloaded", services=sorted(settings.resources))
 
 
 class Front:

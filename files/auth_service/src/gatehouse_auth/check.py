@@ -90,16 +90,20 @@ class Internal:
         providers: dict[str, Provider],
         log: Log,
     ) -> None:
-        self._services = {name: _service(settings, keyring, name) for name in settings.resources}
         self._ports = {str(port).encode() for _, port in settings.addresses}
         self._hosts: set[bytes] = set()
         self._store = store
         self._keyring = keyring
         self._findings = findings
-        self._rules = rules
         self._providers = providers
         self._log = log
         self._serial = itertools.count(1)
+        self.reconfigure(settings, rules)
+
+    def reconfigure(self, settings: Settings, rules: AccessRules) -> None:
+        """Answer for these resources, by these rules."""
+        self._rules = rules
+        self._services = {name: _service(settings, self._keyring, name) for name in settings.resources}
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Send) -> None:
         """Answer one request."""

@@ -11,7 +11,7 @@ from gatehouse_auth.check import Answer
 from gatehouse_auth.clients import Clients
 from gatehouse_auth.documents import Documents, Fetcher
 from gatehouse_auth.identity.base import AccessRules, Identity, PasswordProvider, Provider, RedirectProvider
-from gatehouse_auth.identity.github import GitHub, named_groups
+from gatehouse_auth.identity.github import GitHub
 from gatehouse_auth.identity.local import LocalUsers
 from gatehouse_auth.keyring import Keyring
 from gatehouse_auth.limits import Limiter, Rate, address_key
@@ -34,9 +34,9 @@ RATES = {
 LOOPBACK = ("127.", "::1")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Context:
-    """The parts of the service."""
+    """The parts of the service. Only `reconfigure` replaces any."""
 
     settings: Settings
     keyring: Keyring
@@ -65,6 +65,15 @@ class Context:
         known = current is not None and service in self.settings.resources
         return current if known and current is not None and self.rules.allows(service, current) else None
 
+    def reconfigure(self, settings: Settings) -> None:
+        """Protect other resources from now on. What was found of tokens is found again by the new rules."""
+        lists = settings.allow_lists
+        self.settings = settings
+        for provider in self.redirect_providers.values():
+            provider.follow(lists.values())
+        self.rules = AccessRules(settings.providers, lists)
+        self.findings.clear()
+
     async def revoke(self, identifier: str) -> None:
         """Revoke a grant, a token, or a client: here before the answer, everywhere else by the stream."""
         await self.store.revoke(identifier)
@@ -91,17 +100,16 @@ def build(settings: Settings, secrets: Secrets, log: Log) -> Context:
         grace_seconds=settings.refresh_grace_seconds,
     )
     http = httpx.AsyncClient(timeout=10.0, follow_redirects=False)
-    lists = {service: settings.allow_list(service) for service in settings.resources}
-    providers = settings.providers
+    lists, providers = settings.allow_lists, settings.providers
     redirect: dict[str, RedirectProvider] = {}
     if providers.github is not None:
         redirect["github"] = GitHub(
             providers.github,
             secrets.github_client_secret,
             f"{settings.issuer}/signin/github/callback",
-            named_groups(providers.github, lists.values()),
             http,
         )
+        redirect["github"].follow(lists.values())
     documents = Documents(store, settings.custom_redirects, Fetcher()) if settings.client_documents else None
     return Context(
         settings=settings,

@@ -12,8 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from gatehouse_auth.keyring import Keyring, KeyringError
 
@@ -85,6 +93,13 @@ def _lower(value: frozenset[str]) -> frozenset[str]:
     return frozenset(item.lower() for item in value)
 
 
+def _content_of_file(value: Any) -> Any:
+    try:
+        return json.loads(Path(value).read_bytes())
+    except (OSError, TypeError, ValueError):
+        raise ValueError("must be the path of a readable JSON file") from None
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -152,7 +167,8 @@ class Settings(BaseSettings):
     issuer: Annotated[str, AfterValidator(_origin)]
     listen: str = "127.0.0.1:18000"
     redis_url: str = "redis://auth@127.0.0.1:6379/0"
-    resources: dict[str, Resource]
+    # A file, so that a service comes or goes without a restart: SIGHUP reads it again.
+    resources: Annotated[dict[str, Resource], NoDecode, BeforeValidator(_content_of_file)]
     allow: AllowList = AllowList()
     providers: Providers
     clients: dict[str, StaticClient] = {}
@@ -186,10 +202,13 @@ class Settings(BaseSettings):
             return []
         return [(match[1].strip("[]"), int(match[2])) for match in found if match]
 
-    def allow_list(self, service: str) -> AllowList:
-        """The allow-list in force for a service: its own, or else the general one."""
-        own = self.resources[service].allow
-        return self.allow if own is None else own
+    @property
+    def allow_lists(self) -> dict[str, AllowList]:
+        """The allow-list in force for each service: its own, or else the general one."""
+        return {
+            name: self.allow if resource.allow is None else resource.allow
+            for name, resource in self.resources.items()
+        }
 
 
 class LocalUser(_Model):

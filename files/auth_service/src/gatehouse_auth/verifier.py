@@ -105,6 +105,7 @@ class Findings(Generic[T]):
         self._grace = grace_seconds
         self._found: dict[tuple[str, bytes], Finding[T]] = {}
         self._by_name: dict[str, set[tuple[str, bytes]]] = {}
+        self._rules = 0
         self.stream = RevocationStream(redis, log, self.drop)
 
     def __len__(self) -> int:
@@ -134,6 +135,7 @@ class Findings(Generic[T]):
             StoreUnavailable: it cannot be known, and no finding is young enough.
         """
         key = (service, hashlib.sha256(token).digest())
+        rules = self._rules
         before = self._found.get(key)
         if before is None or time.time() >= before.token.expires + LEEWAY_SECONDS:
             self._forget(key)
@@ -158,7 +160,8 @@ class Findings(Generic[T]):
         unbroken = stream.synced and mark == (True, stream.generation, stream.events)
         found.generation = stream.generation if unbroken else -1
         found.confirmed = time.monotonic()
-        self._keep(key, found)
+        if rules == self._rules:
+            self._keep(key, found)
         return found
 
     async def _revoked(self, names: tuple[str, ...]) -> bool:
@@ -193,6 +196,12 @@ class Findings(Generic[T]):
                 keys.discard(key)
                 if not keys:
                     del self._by_name[name]
+
+    def clear(self) -> None:
+        """Forget everything, also what is being found: the rules that it was judged by have changed."""
+        self._rules += 1
+        self._found.clear()
+        self._by_name.clear()
 
     def drop(self, name: str) -> None:
         """Forget every finding that a revocation of this name ends."""

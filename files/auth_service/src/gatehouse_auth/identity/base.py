@@ -1,6 +1,7 @@
 """The identity that providers vouch for, and what a provider is."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self
 
@@ -71,6 +72,9 @@ class RedirectProvider(Provider, Protocol):
 
     def authorization_url(self, state: str, verifier: str) -> str:
         """Where to send the browser. `verifier` is the PKCE secret (RFC 7636) that `finish` will need."""
+
+    def follow(self, lists: Iterable[AllowList]) -> None:
+        """From now on, find out the groups that these allow-lists name."""
 
     async def finish(self, code: str, verifier: str) -> Identity:
         """Trade the provider's code for an identity.

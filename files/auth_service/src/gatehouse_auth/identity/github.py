@@ -20,12 +20,6 @@ PAGE = 100
 PAGES = 10
 
 
-def named_groups(settings: GitHubProvider, lists: Iterable[AllowList]) -> frozenset[str]:
-    """The organisations and teams that the provider's settings or an allow-list name, in lower case."""
-    allowed = {group.removeprefix("github:") for allow in lists for group in allow.groups}
-    return frozenset(name.lower() for name in allowed | settings.orgs | settings.teams)
-
-
 class GitHub:
     """The OAuth App flow, and who the person is."""
 
@@ -34,16 +28,20 @@ class GitHub:
         settings: GitHubProvider,
         secret: str,
         callback: str,
-        groups: frozenset[str],
         http: httpx.AsyncClient,
     ) -> None:
         self.title = settings.title
         self._settings = settings
         self._secret = secret
         self._callback = callback
-        self._groups = groups
         self._required = frozenset(name.lower() for name in settings.orgs | settings.teams)
+        self._groups = self._required
         self._http = http
+
+    def follow(self, lists: Iterable[AllowList]) -> None:
+        """Ask for the organisations and teams that these allow-lists name as well."""
+        allowed = {group.removeprefix("github:").lower() for allow in lists for group in allow.groups}
+        self._groups = self._required | allowed
 
     def authorization_url(self, state: str, verifier: str) -> str:
         """GitHub's authorization endpoint with our request (RFC 6749 section 4.1.1, RFC 7636)."""
