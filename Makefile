@@ -107,7 +107,7 @@ e2e: $(CACHE)/venv-test $(CACHE)/apt-test ## Clients from other teams and a real
 	tools/e2e
 
 .PHONY: test
-test: test-fast molecule e2e ## Everything but `lab-test` and `bench`; what CI runs
+test: test-fast lab-test molecule e2e ## Everything but `bench`; what CI runs
 
 .PHONY: bench
 bench: $(CACHE)/venv-test ## Time rollouts; docs/measurements.md keeps the table

@@ -29,6 +29,7 @@ LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 PYPI_PACKAGE = re.compile(
     r"pypi:(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:\[[A-Za-z0-9,_-]+\])?==(?P<version>[A-Za-z0-9.!+_-]+)"
 )
+SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 ORIGIN = re.compile(r"https?://[a-z0-9.-]+(?::\d+)?|null")
 
@@ -194,6 +195,7 @@ class Inspector:
                 host,
             )
         self.check_tls(host, given)
+        self.check_traefik(host, given)
         self.check_providers(host, given)
         password = given.get("gatehouse_redis_password")
         if password is not None and len(str(password)) < REDIS_PASSWORD_MIN:
@@ -222,6 +224,30 @@ class Inspector:
         if root and not os.path.isfile(os.path.expanduser(str(root))):
             self.problem(
                 "gatehouse_acme_ca_certificate: there is no such file on the controller; correct the path",
+                host,
+            )
+
+    def check_traefik(self, host: str, given: Mapping[str, Any]) -> None:
+        """Traefik's program has what its source needs."""
+        source = given.get("gatehouse_traefik_source", "wheel")
+        if source == "archive":
+            if not str(given.get("gatehouse_traefik_archive_url") or "").startswith(("https://", "http://")):
+                self.problem(
+                    "gatehouse_traefik_archive_url: gatehouse_traefik_source is archive, which needs the address of"
+                    " a .tar.gz; set it",
+                    host,
+                )
+            if not SHA256.fullmatch(str(given.get("gatehouse_traefik_archive_sha256") or "")):
+                self.problem(
+                    "gatehouse_traefik_archive_sha256: gatehouse_traefik_source is archive, which needs the archive's"
+                    " SHA-256; write its 64 hexadecimal digits",
+                    host,
+                )
+        program = str(given.get("gatehouse_traefik_file") or "")
+        if source == "file" and not os.path.isfile(os.path.expanduser(program)):
+            self.problem(
+                "gatehouse_traefik_file: gatehouse_traefik_source is file, which needs a program on the controller;"
+                " name one",
                 host,
             )
 

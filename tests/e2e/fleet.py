@@ -19,7 +19,7 @@ PLAYBOOK_SECONDS = 900
 
 @dataclass(frozen=True)
 class Played:
-    """A playbook run to its end."""
+    """What Ansible did."""
 
     status: int
     output: str
@@ -49,16 +49,15 @@ class Fleet:
 
     def play(self, playbook: str, variables: dict[str, Any] | None = None, *options: str) -> Played:
         """Run a playbook of the checkout, with further options; its output is kept, not printed."""
+        return self._run("ansible-playbook", playbook, "--extra-vars", json.dumps(variables or {}), *options)
+
+    def ask(self, hosts: str, module: str, arguments: str) -> Played:
+        """Run one module on hosts."""
+        return self._run("ansible", hosts, "--module-name", module, "--args", arguments)
+
+    def _run(self, *command: str) -> Played:
         done = subprocess.run(
-            [
-                "ansible-playbook",
-                playbook,
-                "--inventory",
-                str(self._inventory),
-                "--extra-vars",
-                json.dumps(variables or {}),
-                *options,
-            ],
+            [*command, "--inventory", str(self._inventory)],
             cwd=self._root,
             env={**os.environ, "ANSIBLE_CONFIG": str(self._root / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
             stdout=subprocess.PIPE,

@@ -35,6 +35,14 @@ def test_variables_have_the_roles_prefix(role: Path) -> None:
     assert all(name.startswith(f"{role.name}_") for name in specs["main"].get("options", {}))
 
 
+def test_every_public_variable_does_something() -> None:
+    specs = yaml.safe_load((ROOT / "roles" / "preflight" / "meta" / "argument_specs.yml").read_text())
+    readers = [*ROOT.glob("playbooks/*.yml"), *ROOT.glob("plugins/**/*.py")]
+    text = "\n".join(path.read_text() for path in readers)
+    idle = [name for name in specs["argument_specs"]["main"]["options"] if name not in text]
+    assert not idle, f"documented, and read nowhere: {idle}"
+
+
 def test_readmes_are_made_from_the_specs() -> None:
     made = subprocess.run(
         [sys.executable, str(ROOT / "tools" / "readmes.py"), "--check"],

@@ -102,6 +102,13 @@ def test_a_package_of_ones_own() -> None:
         ({"gatehouse_tls": "acme"}, "gatehouse_acme_email: gatehouse_tls is acme", "set it"),
         ({"gatehouse_tls": "none"}, "gatehouse_tls: value of gatehouse_tls must be one of", "correct it"),
         ({"gatehouse_tls": "files"}, "gatehouse_tls_key: gatehouse_tls is files", "name one"),
+        ({"gatehouse_traefik_source": "archive"}, "gatehouse_traefik_archive_url: gatehouse_traefik_source is archive", "set it"),
+        (
+            {"gatehouse_traefik_source": "archive", "gatehouse_traefik_archive_sha256": "0" * 63},
+            "gatehouse_traefik_archive_sha256: gatehouse_traefik_source is archive",
+            "64 hexadecimal digits",
+        ),
+        ({"gatehouse_traefik_source": "file"}, "gatehouse_traefik_file: gatehouse_traefik_source is file", "name one"),
         ({"gatehouse_redis_password": "short"}, "gatehouse_redis_password: is too short", "at least 32"),
         ({"gatehouse_providers": {}}, "gatehouse_providers: nobody could sign in", "configure"),
         ({"gatehouse_providers": {"github": {"client_id": "x"}}}, "gatehouse_github_client_secret: is missing", "set"),
