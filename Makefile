@@ -17,6 +17,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 APT_LAB := python3-venv systemd-container mmdebstrap debian-archive-keyring dnsmasq-base nftables iproute2 \
   openssh-client ca-certificates rsync procps
 APT_TEST := $(APT_LAB) redis-server chromium libnss3-tools
+APT_BENCH := redis-server wrk util-linux
 
 .PHONY: help
 help: ## List the targets
@@ -30,6 +31,10 @@ $(CACHE)/apt-lab: Makefile
 
 $(CACHE)/apt-test: Makefile
 	tools/apt-install $(APT_TEST)
+	@mkdir -p $(CACHE) && touch $@
+
+$(CACHE)/apt-bench: Makefile
+	tools/apt-install $(APT_BENCH)
 	@mkdir -p $(CACHE) && touch $@
 
 # The checkout runs as the collection that it is.
@@ -110,8 +115,20 @@ e2e: $(CACHE)/venv-test $(CACHE)/apt-test ## Clients from other teams and a real
 test: test-fast lab-test molecule e2e ## Everything but `bench`; what CI runs
 
 .PHONY: bench
-bench: $(CACHE)/venv-test ## Time rollouts; docs/measurements.md keeps the table
+bench: bench-check bench-rollout ## Every measurement; docs/measurements.md keeps the tables
+
+.PHONY: bench-rollout
+bench-rollout: $(CACHE)/venv-test
 	tools/bench
+
+# The reference implementation that the check is measured against, in an environment of its own.
+$(CACHE)/venv-reference: tests/bench/reference.lock .venv/bin/uv
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $@
+	$(BIN)/uv pip install --quiet --python $@/bin/python --require-hashes -r $<
+
+.PHONY: bench-check
+bench-check: $(CACHE)/package-auth_service $(CACHE)/apt-bench $(CACHE)/venv-reference
+	$(call package_venv,auth_service)/bin/python tests/bench/check.py --reference $(CACHE)/venv-reference/bin/python
 
 # The demo.
 

@@ -15,6 +15,8 @@ SYSTEMS = (("Debian", "12"), ("Debian", "13"))
 PACKAGES = os.path.join(
     os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "files", "mcp_services"
 )
+# What our own services have in common.
+SHARED = os.path.join(os.path.dirname(PACKAGES), "service", "src", "gatehouse_service")
 
 
 def service_secrets(*layers: Mapping[str, Any] | None) -> dict[str, dict[str, str]]:
@@ -47,7 +49,7 @@ def service_environments(
 def _own(folder: str, module: str) -> dict[str, Any]:
     return {
         "lock": os.path.join(PACKAGES, folder, "requirements.lock"),
-        "sources": [os.path.join(PACKAGES, folder, "src", module)],
+        "sources": [os.path.join(PACKAGES, folder, "src", module), SHARED],
     }
 
 

@@ -305,7 +305,7 @@ class Fleet:
             [sys.executable, "-m", "gatehouse_auth"],
             env={
                 "PATH": os.environ["PATH"],
-                "PYTHONPATH": str(Path(__file__).parent.parent / "src"),
+                "PYTHONPATH": os.pathsep.join(sys.path),
                 "CREDENTIALS_DIRECTORY": str(credentials),
                 "GATEHOUSE_LISTEN": f"127.0.0.1:{port}",
                 "GATEHOUSE_REDIS_URL": self.redis.url,

@@ -190,7 +190,7 @@ def run(fleet: Fleet, *command: str, **environment: str) -> subprocess.Completed
         (folder / name).write_text(value)
     values = {
         "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(Path(__file__).parent.parent / "src"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
         "CREDENTIALS_DIRECTORY": str(folder),
         "GATEHOUSE_LISTEN": f"127.0.0.1:{free_port()}",
         **fleet.environment,
@@ -214,7 +214,7 @@ def test_probe_token(own_fleet: Fleet) -> None:
 
 def test_hash_password(own_fleet: Fleet) -> None:
     command = [sys.executable, "-m", "gatehouse_auth.admin", "hash-password"]
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parent.parent / "src")}
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run(
         command, input="secret\n", env=environment, capture_output=True, text=True, check=True
     )

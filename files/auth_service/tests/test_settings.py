@@ -8,7 +8,8 @@ from conftest import Fleet, keyring
 from test_faults import run
 
 from gatehouse_auth import admin
-from gatehouse_auth.settings import ConfigurationError, load_secrets, load_settings
+from gatehouse_auth.settings import Settings, load_secrets
+from gatehouse_service.configuration import ConfigurationError, addresses, load
 
 SECRET = "s3cr3t-value"
 
@@ -25,9 +26,9 @@ def configured(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_good_configuration(configured: Path) -> None:
-    settings = load_settings()
+    settings = load(Settings)
     secrets = load_secrets(settings)
-    assert settings.addresses == [("127.0.0.1", 18000)]
+    assert addresses(settings.listen) == [("127.0.0.1", 18000)]
     assert "machine-secret" not in repr(secrets)
 
 
@@ -53,7 +54,7 @@ def test_a_wrong_variable_is_named(
 ) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigurationError) as caught:
-        load_settings()
+        load(Settings)
     assert variable in str(caught.value)
     assert SECRET not in str(caught.value)
 
@@ -109,7 +110,7 @@ def test_a_good_configuration_passes_the_check(configured: Path, monkeypatch: py
 def test_a_wrong_credential_is_named(configured: Path, credential: str, value: str) -> None:
     (configured / credential).write_text(value)
     with pytest.raises(ConfigurationError) as caught:
-        load_secrets(load_settings())
+        load_secrets(load(Settings))
     assert credential in str(caught.value)
     assert SECRET not in str(caught.value)
 

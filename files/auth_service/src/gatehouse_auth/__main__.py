@@ -1,23 +1,14 @@
 """`python -m gatehouse_auth`: run the service."""
 
 import logging
-import socket
-import sys
 import traceback
-from typing import NoReturn
 
-import uvicorn
-
-from gatehouse_auth import systemd
 from gatehouse_auth.app import create_app
 from gatehouse_auth.audit import Log
 from gatehouse_auth.context import build
-from gatehouse_auth.settings import ConfigurationError, load_secrets, load_settings
-
-EX_CONFIG = 78
-# Longer than Traefik keeps an idle connection (90 s), so that it never writes into one that is closing.
-KEEP_ALIVE_SECONDS = 120
-BACKLOG = 4096
+from gatehouse_auth.settings import Settings, load_secrets
+from gatehouse_service.configuration import ConfigurationError, addresses, load, stop
+from gatehouse_service.serving import serve
 
 
 class JsonHandler(logging.Handler):
@@ -40,65 +31,17 @@ class JsonHandler(logging.Handler):
             self._log.event("log", record.levelname.lower(), logger=record.name, message=record.getMessage())
 
 
-class Server(uvicorn.Server):
-    """Uvicorn that tells systemd when it listens, and when it stops."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, then say so."""
-        await super().startup(sockets)
-        if self.started:
-            systemd.notify("READY=1")
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Say so, then finish what is under way."""
-        systemd.notify("STOPPING=1")
-        await super().shutdown(sockets)
-
-
 def main() -> None:
     """Read the configuration, listen, serve until SIGTERM."""
     try:
-        settings = load_settings()
+        settings = load(Settings)
         secrets = load_secrets(settings)
     except ConfigurationError as error:
-        stop("\n".join(error.problems), EX_CONFIG)
+        stop("\n".join(error.problems))
     log = Log()
     logging.basicConfig(handlers=[JsonHandler(log)], level=logging.WARNING)
-    try:
-        sockets = [listen(host, port) for host, port in settings.addresses]
-    except OSError as error:
-        stop(f"GATEHOUSE_LISTEN: cannot listen there: {error.strerror}", 1)
-    config = uvicorn.Config(
-        create_app(build(settings, secrets, log)),
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        backlog=BACKLOG,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=settings.drain_seconds,
-    )
-    Server(config).run(sockets)
+    serve(create_app(build(settings, secrets, log)), addresses(settings.listen), settings.drain_seconds)
     log.flush()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind((host, port))
-    return bound
-
-
-def stop(sentence: str, status: int) -> NoReturn:
-    """End with a sentence on standard error."""
-    sys.stderr.write(f"{sentence}\n")
-    sys.exit(status)
 
 
 if __name__ == "__main__":

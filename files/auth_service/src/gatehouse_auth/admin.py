@@ -6,9 +6,9 @@ import sys
 
 from argon2 import PasswordHasher
 
-from gatehouse_auth.__main__ import EX_CONFIG, stop
 from gatehouse_auth.oauth.tokens import probe_token
-from gatehouse_auth.settings import ConfigurationError, load_keyring, load_settings
+from gatehouse_auth.settings import Settings, load_keyring
+from gatehouse_service.configuration import ConfigurationError, load, stop
 
 
 def main() -> None:
@@ -30,10 +30,10 @@ def main() -> None:
 
 def _probe_token(service: str) -> None:
     try:
-        settings = load_settings()
+        settings = load(Settings)
         keyring = load_keyring()
     except ConfigurationError as error:
-        stop("\n".join(error.problems), EX_CONFIG)
+        stop("\n".join(error.problems))
     resource = settings.resources.get(service)
     if resource is None:
         stop("--service: GATEHOUSE_RESOURCES has no such service", 2)
@@ -43,9 +43,9 @@ def _probe_token(service: str) -> None:
 
 def _check_configuration() -> None:
     try:
-        load_settings()
+        load(Settings)
     except ConfigurationError as error:
-        stop("\n".join(error.problems), EX_CONFIG)
+        stop("\n".join(error.problems))
 
 
 def _hash_password() -> None:

@@ -10,14 +10,15 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from gatehouse_auth import systemd
 from gatehouse_auth.check import Internal, answer_json
 from gatehouse_auth.context import Context, context_of
 from gatehouse_auth.documents import DocumentUnavailable
 from gatehouse_auth.routes import authorize, metadata, register, signin, token
 from gatehouse_auth.routes.responses import TooManyRequests, oauth_error
-from gatehouse_auth.settings import ConfigurationError, load_settings
+from gatehouse_auth.settings import Settings
 from gatehouse_auth.store import StoreUnavailable
+from gatehouse_service import systemd
+from gatehouse_service.configuration import ConfigurationError, load
 
 BODY_LIMIT = 64 * 1024
 BODY_SECONDS = 15
@@ -90,7 +91,7 @@ async def _lifespan(context: Context, internal: Internal) -> AsyncIterator[None]
 def _reload(context: Context, internal: Internal) -> None:
     """Read the configuration again. What is wrong changes nothing: the resources in force stay so."""
     try:
-        settings = load_settings()
+        settings = load(Settings)
     except ConfigurationError as error:
         context.log.event("reload_refused", "error", problems=error.problems)
         return

@@ -30,10 +30,11 @@ class Log:
     def line(self, rest: str) -> None:
         """Write a record of which all but the time is formatted: the hot path's way in."""
         now = time.time()
-        if int(now) != self._second:
-            self._second = int(now)
+        second = int(now)
+        if second != self._second:
+            self._second = second
             self._stamp = datetime.fromtimestamp(self._second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        self._lines.append(f'{{"ts":"{self._stamp}.{int(now * 1000) % 1000:03d}Z",{rest}\n')
+        self._lines.append(f'{{"ts":"{self._stamp}.{int((now - second) * 1000):03d}Z",{rest}\n')
         if len(self._lines) == 1:
             try:
                 asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)

@@ -21,6 +21,7 @@ from gatehouse_auth.oauth.tokens import AccessToken, InvalidAccessToken, TokenVe
 from gatehouse_auth.settings import Settings
 from gatehouse_auth.store import Store, StoreUnavailable
 from gatehouse_auth.verifier import Findings
+from gatehouse_service.configuration import addresses
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
@@ -90,7 +91,7 @@ class Internal:
         providers: dict[str, Provider],
         log: Log,
     ) -> None:
-        self._ports = {str(port).encode() for _, port in settings.addresses}
+        self._ports = {str(port).encode() for _, port in addresses(settings.listen)}
         self._hosts: set[bytes] = set()
         self._store = store
         self._keyring = keyring
@@ -107,18 +108,9 @@ class Internal:
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Send) -> None:
         """Answer one request."""
-        host = authorization = origin = request_id = b""
-        repeated = False
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                repeated = repeated or bool(authorization)
-                authorization = value
-            elif name == b"host":
-                host = value
-            elif name == b"origin":
-                origin = value
-            elif name == b"x-request-id":
-                request_id = value
+        pairs = scope["headers"]
+        headers = dict(pairs)
+        host = headers.get(b"host", b"")
         if host not in self._hosts and not self._is_own(host):
             await answer_json(send, 404, {"error": "not_found"})
             return
@@ -127,16 +119,19 @@ class Internal:
             await self._other(path, send)
             return
         service = self._services.get(path[len(CHECK) :])
+        request_id = headers.get(b"x-request-id", b"")
         if service is None:
             # Traefik knows a service that we do not know yet: a fault on our side.
             await self._unavailable(send, path[len(CHECK) :], request_id, "unknown_service")
             return
+        origin = headers.get(b"origin")
         if origin and origin not in service.origins:
             await self._refuse(send, service, request_id, 403, [], "foreign_origin", "access_denied")
             return
-        if repeated:
+        if len(headers) != len(pairs) and [name for name, _ in pairs].count(b"authorization") > 1:
             await self._refuse(send, service, request_id, 400, [], "two_credentials", "invalid_request")
             return
+        authorization = headers.get(b"authorization", b"")
         if authorization[:7].lower() != b"bearer ":
             await self._refuse(send, service, request_id, 401, service.challenge, "no_token", "unauthorized")
             return

@@ -5,7 +5,6 @@ and what to do, and never quotes a value: a value may be a secret in the wrong p
 """
 
 import json
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,28 +17,19 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gatehouse_auth.keyring import Keyring, KeyringError
+from gatehouse_service.configuration import PREFIX, ConfigurationError, DrainSeconds, Listen, credential
 
 SERVICE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
 LOCAL_USER = re.compile(r"[A-Za-z0-9._@+-]{1,128}\Z")
 SCOPE_TOKEN = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+\Z")
-LISTEN = re.compile(r"(\d{1,3}(?:\.\d{1,3}){3}|\[[0-9a-fA-F:]+\]|localhost):(\d{1,5})\Z")
 
 # The subject of the health probe's tokens; no person may have this name.
 PROBE = "gatehouse-probe"
-
-
-class ConfigurationError(Exception):
-    """Configuration that the service cannot run with; `problems` has one sentence for each fault."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("; ".join(problems))
-        self.problems = problems
 
 
 def _origin(value: str) -> str:
@@ -162,10 +152,11 @@ class StaticClient(_Model):
 class Settings(BaseSettings):
     """The environment of the auth service (docs/contracts.md). Durations are in seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="GATEHOUSE_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
     issuer: Annotated[str, AfterValidator(_origin)]
-    listen: str = "127.0.0.1:18000"
+    # Several loopback addresses spread Traefik's two idle connections per address.
+    listen: Listen = "127.0.0.1:18000"
     redis_url: str = "redis://auth@127.0.0.1:6379/0"
     # A file, so that a service comes or goes without a restart: SIGHUP reads it again.
     resources: Annotated[dict[str, Resource], NoDecode, BeforeValidator(_content_of_file)]
@@ -174,7 +165,7 @@ class Settings(BaseSettings):
     clients: dict[str, StaticClient] = {}
     access_token_seconds: int = Field(default=3600, ge=60, le=86400)
     refresh_token_seconds: int = Field(default=2592000, ge=3600)
-    drain_seconds: int = Field(default=20, ge=1, le=600)
+    drain_seconds: DrainSeconds = 20
     refresh_grace_seconds: int = Field(default=30, ge=0, le=300)
     redis_grace_seconds: int = Field(default=300, ge=0, le=3600)
     client_documents: bool = False
@@ -188,19 +179,9 @@ class Settings(BaseSettings):
         identifiers = [resource.resource for resource in self.resources.values()]
         if len(set(identifiers)) != len(identifiers):
             raise ValueError("resources: two services have the same resource")
-        if not self.addresses:
-            raise ValueError("listen: must be host:port, or several with commas between")
         if urlsplit(self.redis_url).password:
             raise ValueError("redis_url: the password belongs into the credential redis_password")
         return self
-
-    @property
-    def addresses(self) -> list[tuple[str, int]]:
-        """Where to listen. Several loopback addresses spread Traefik's two idle connections per address."""
-        found = [LISTEN.match(part.strip()) for part in self.listen.split(",")]
-        if not all(found):
-            return []
-        return [(match[1].strip("[]"), int(match[2])) for match in found if match]
 
     @property
     def allow_lists(self) -> dict[str, AllowList]:
@@ -229,31 +210,6 @@ class Secrets:
     github_client_secret: str = field(repr=False)
     users: dict[str, LocalUser] = field(repr=False)
     clients: dict[str, str] = field(repr=False)
-
-
-def load_settings() -> Settings:
-    """Settings from the environment.
-
-    Raises:
-        ConfigurationError: with a sentence for each variable that is wrong.
-    """
-    try:
-        return Settings()  # type: ignore[call-arg]  # the environment gives them
-    except SettingsError as error:
-        name = re.search(r'field "(\w+)"', str(error))
-        variable = f"GATEHOUSE_{name[1].upper()}" if name else "a GATEHOUSE_ variable"
-        raise ConfigurationError([f"{variable} must be valid JSON of the documented form"]) from None
-    except ValidationError as error:
-        raise ConfigurationError([_sentence(problem) for problem in error.errors()]) from None
-
-
-def _sentence(problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
-    message = problem["msg"].removeprefix("Value error, ")
-    if not location:  # raised by _consistent, which names the field itself
-        name, _, message = message.partition(": ")
-        location = [name]
-    return f"GATEHOUSE_{location[0].upper()}{''.join(f'[{part}]' for part in location[1:])}: {message}"
 
 
 def load_keyring() -> Keyring:
@@ -294,14 +250,10 @@ class _Credentials:
     """Reads credentials and gathers what is wrong with them."""
 
     def __init__(self) -> None:
-        self._folder = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"))
         self._problems: list[str] = []
 
     def text(self, name: str) -> str:
-        try:
-            value = (self._folder / name).read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            value = ""
+        value = credential(name).strip()
         if not value:
             self._problems.append(f"credential {name} must be a readable, non-empty file (LoadCredential=)")
         return value

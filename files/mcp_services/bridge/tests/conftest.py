@@ -39,7 +39,7 @@ def environment(command: list[str], **settings: Any) -> dict[str, str]:
     given |= {"BRIDGE_COMMAND": command, **settings}
     return {
         "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(HERE.parent / "src"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
         **{f"GATEHOUSE_{k}": v if isinstance(v, str) else json.dumps(v) for k, v in given.items()},
     }
 

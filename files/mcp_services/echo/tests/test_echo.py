@@ -17,7 +17,6 @@ import pytest
 from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
 
-SOURCE = Path(__file__).parents[1] / "src"
 IDENTITY = {
     "X-Gatehouse-User": "local:ana",
     "X-Gatehouse-Name": "Ana%20Mar%C3%ADa",
@@ -33,7 +32,7 @@ ACCEPT = {"Accept": "application/json, text/event-stream"}
 def environment(port: int, **changes: str) -> dict[str, str]:
     return {
         "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(SOURCE),
+        "PYTHONPATH": os.pathsep.join(sys.path),
         "GATEHOUSE_LISTEN": f"127.0.0.1:{port}",
         "GATEHOUSE_SERVICE": "echo",
         "GATEHOUSE_PUBLIC_URL": "https://echo.example.com/mcp",

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from typing import Literal
 from urllib.parse import urlsplit
 
-from gatehouse_bridge import jsonrpc, stateless, systemd
+from gatehouse_bridge import jsonrpc, stateless
 from gatehouse_bridge.child import Child, ChildError
 from gatehouse_bridge.http import (
     PROMPT_SECONDS,
@@ -25,6 +25,7 @@ from gatehouse_bridge.process import MAX_MESSAGE
 from gatehouse_bridge.session import Session
 from gatehouse_bridge.settings import Settings
 from gatehouse_bridge.stateless import Exchange, Refusal
+from gatehouse_service import systemd
 
 # The bodies of all requests under way together; above it new ones are told to come back.
 BODIES_MAX = 128 * 1024 * 1024

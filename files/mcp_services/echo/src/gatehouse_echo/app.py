@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
-from gatehouse_echo import systemd
-from gatehouse_echo.settings import Settings
 from gatehouse_echo.tools import create_server
+from gatehouse_service import systemd
+from gatehouse_service.configuration import ServiceSettings
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -26,7 +26,7 @@ class App:
     The host is checked here and not by the SDK, which would refuse web origins too that the gateway admits.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ServiceSettings) -> None:
         """See the class."""
         self._hosts = settings.hosts
         self._health = json.dumps({"status": "ok", "service": settings.service}).encode()
