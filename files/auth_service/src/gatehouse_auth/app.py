@@ -23,7 +23,7 @@ from gatehouse_service.configuration import ConfigurationError, load
 BODY_LIMIT = 64 * 1024
 BODY_SECONDS = 15
 FOR_PEOPLE = ("/authorize", "/consent", "/signin/")
-FOR_SCRIPTS = ("/token", "/revoke", "/register", "/jwks.json", "/.well-known/")
+FOR_SCRIPTS = ("/token", "/revoke", "/introspect", "/register", "/jwks.json", "/.well-known/")
 PREFLIGHT = [
     (b"access-control-allow-origin", b"*"),
     (b"access-control-allow-methods", b"GET, POST, PUT, DELETE, OPTIONS"),

@@ -107,10 +107,11 @@ class UsedCode:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A grant with its line of refresh tokens, of which only digests are known."""
+    """A grant with its line of refresh tokens, of which only digests are known: `current` is the unused one."""
 
     family: str
     grant: Grant
+    current: str = ""
 
 
 def connect(url: str, password: str, *, stream: bool = False) -> "Redis":
@@ -276,7 +277,7 @@ class Store:
     async def family(self, family: str) -> Family | None:
         """A grant that has not ended, or None."""
         fields = await self._do("HGETALL", f"gh:family:{family}")
-        return Family(family, Grant.from_fields(fields)) if fields else None
+        return Family(family, Grant.from_fields(fields), fields.get("current", "")) if fields else None
 
     async def rotate_refresh(
         self, family: Family, presented: str, successor: str, salt: str

@@ -4,7 +4,7 @@ from typing import Any
 
 from authlib.oauth2 import rfc8414, rfc9207
 
-from gatehouse_auth.oauth.server import AUTH_METHODS, scopes_supported
+from gatehouse_auth.oauth.server import AUTH_METHODS, SECRET_METHODS, scopes_supported
 from gatehouse_auth.oauth.tokens import ALGORITHM
 from gatehouse_auth.settings import Resource, Settings
 
@@ -18,6 +18,7 @@ def server_metadata(settings: Settings) -> dict[str, Any]:
         token_endpoint=f"{issuer}/token",
         registration_endpoint=f"{issuer}/register",
         revocation_endpoint=f"{issuer}/revoke",
+        introspection_endpoint=f"{issuer}/introspect",
         jwks_uri=f"{issuer}/jwks.json",
         scopes_supported=scopes_supported(settings),
         response_types_supported=["code"],
@@ -25,6 +26,7 @@ def server_metadata(settings: Settings) -> dict[str, Any]:
         grant_types_supported=["authorization_code", "refresh_token"],
         token_endpoint_auth_methods_supported=AUTH_METHODS,
         revocation_endpoint_auth_methods_supported=AUTH_METHODS,
+        introspection_endpoint_auth_methods_supported=SECRET_METHODS,
         code_challenge_methods_supported=["S256"],
         authorization_response_iss_parameter_supported=True,
         client_id_metadata_document_supported=settings.client_documents,

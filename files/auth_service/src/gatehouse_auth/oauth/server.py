@@ -16,6 +16,7 @@ from authlib.oauth2.rfc6749 import (
 )
 from authlib.oauth2.rfc7009 import RevocationEndpoint
 from authlib.oauth2.rfc7636 import CodeChallenge, create_s256_code_challenge
+from authlib.oauth2.rfc7662 import IntrospectionEndpoint
 from authlib.oauth2.rfc9207 import IssuerParameter
 
 from gatehouse_auth.identity.base import Identity
@@ -25,7 +26,8 @@ from gatehouse_auth.oauth.tokens import TokenGenerator
 from gatehouse_auth.settings import Settings
 from gatehouse_auth.store import Code, Family
 
-AUTH_METHODS = ["none", "client_secret_basic", "client_secret_post"]
+SECRET_METHODS = ["client_secret_basic", "client_secret_post"]
+AUTH_METHODS = ["none", *SECRET_METHODS]
 OFFLINE_ACCESS = "offline_access"
 
 
@@ -290,6 +292,34 @@ class Revocation(RevocationEndpoint):
     def revoke_token(self, token: RevocableToken, request: Request) -> None:
         """Hand the token over; the commit revokes it."""
         self.revoked = token
+
+
+class Introspection(IntrospectionEndpoint):
+    """Token introspection (RFC 7662), for clients that prove who they are (section 2.1), about their own
+    tokens alone: any other is as unknown as one that never was (section 4)."""
+
+    CLIENT_AUTH_METHODS = SECRET_METHODS
+
+    def __init__(self, token: dict[str, Any] | None) -> None:
+        super().__init__(None)
+        self._token = token
+
+    def check_params(self, request: Request, client: Client) -> None:
+        """A token has to be there. A hint that is wrong or unknown changes nothing."""
+        if "token" not in request.form:
+            raise InvalidRequestError("Missing token in request.")
+
+    def query_token(self, token_string: str, token_type_hint: str | None) -> dict[str, Any] | None:
+        """What was found of an active token beforehand."""
+        return self._token
+
+    def check_permission(self, token: dict[str, Any], client: Client, request: Request) -> bool:
+        """Whether the token is this client's."""
+        return bool(token["client_id"] == client.client_id)
+
+    def create_introspection_payload(self, token: dict[str, Any] | None) -> dict[str, Any]:
+        """The response (section 2.2)."""
+        return {"active": False} if token is None else {"active": True, **token}
 
 
 def token_generator(

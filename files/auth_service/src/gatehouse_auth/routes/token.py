@@ -1,4 +1,4 @@
-"""The token endpoint (RFC 6749 section 3.2) and revocation (RFC 7009)."""
+"""The token endpoint (RFC 6749 section 3.2), revocation (RFC 7009) and introspection (RFC 7662)."""
 
 import base64
 import hashlib
@@ -15,6 +15,7 @@ from gatehouse_auth.oauth.client import Client
 from gatehouse_auth.oauth.messages import Reply, presented_client_id
 from gatehouse_auth.oauth.messages import Request as OAuthRequest
 from gatehouse_auth.oauth.server import (
+    Introspection,
     RevocableToken,
     Revocation,
     Transaction,
@@ -22,7 +23,7 @@ from gatehouse_auth.oauth.server import (
     service_of,
     token_generator,
 )
-from gatehouse_auth.oauth.tokens import InvalidAccessToken, TokenVerifier, audience_of
+from gatehouse_auth.oauth.tokens import AccessToken, InvalidAccessToken, TokenVerifier, audience_of
 from gatehouse_auth.routes.responses import form, limit, send
 from gatehouse_auth.store import Code, Family, UsedCode, digest
 
@@ -76,6 +77,26 @@ async def revoke(request: Request) -> Response:
         outcome="allow" if reply.status == 200 else "deny",
         client=client.client_id if client else None,
         found=endpoint.revoked is not None,
+    )
+    return send(reply)
+
+
+@router.post("/introspect")
+async def introspect(request: Request) -> Response:
+    """Say what a token is worth now (RFC 7662): active if the check or the token endpoint would take it."""
+    limit(request, "token")
+    context = context_of(request)
+    asked, client, refusal = await _asked(request, context)
+    if asked is None:
+        return send(refusal)
+    transaction = Transaction(context.settings, client)
+    transaction.register_endpoint(Introspection(await _active(context, asked.form.get("token", ""))))
+    reply: Reply = transaction.create_endpoint_response("introspection", asked)
+    context.log.event(
+        "introspection",
+        outcome="allow" if reply.status == 200 else "deny",
+        client=client.client_id if client else None,
+        active=dict(reply.body).get("active"),
     )
     return send(reply)
 
@@ -186,12 +207,55 @@ async def _revocable(context: Context, shown: str) -> RevocableToken | None:
     if parts is not None:
         family = await context.store.family(_family_id(parts[1]))
         return None if family is None else RevocableToken(family.grant.client_id, family.family)
+    found = _verified(context, shown)
+    return None if found is None else RevocableToken(found[1].client_id, found[1].token_id)
+
+
+async def _active(context: Context, shown: str) -> dict[str, Any] | None:
+    """What there is to say of a token (RFC 7662 section 2.2), if it is one of ours and would be taken."""
+    parts = REFRESH.match(shown)
+    if parts is not None:
+        family = await context.store.family(_family_id(parts[1]))
+        if family is None or family.current != digest(parts[2]):
+            return None
+        grant = family.grant
+        if context.entitled(grant.service, grant.identity) is None:
+            return None
+        return _introspected(context, grant.client_id, grant.identity.user, grant.resource, grant.scope)
+    found = _verified(context, shown)
+    if found is None:
+        return None
+    service, token = found
+    names = filter(None, (token.token_id, token.family, token.client_id))
+    if context.entitled(service, token.identity) is None or await context.store.revoked(*names):
+        return None
+    audience = context.settings.resources[service].resource
+    return {
+        **_introspected(context, token.client_id, token.identity.user, audience, token.scope),
+        "token_type": "Bearer",
+        "exp": int(token.expires),
+        "jti": token.token_id,
+    }
+
+
+def _introspected(context: Context, client_id: str, user: str, audience: str, scope: str) -> dict[str, Any]:
+    return {
+        "iss": context.settings.issuer,
+        "client_id": client_id,
+        "sub": user,
+        "username": user,
+        "aud": audience,
+        "scope": scope,
+    }
+
+
+def _verified(context: Context, shown: str) -> tuple[str, AccessToken] | None:
+    """The service and the content of an access token of ours whose time is not over."""
     service = service_of(context.settings, audience_of(shown))
     if service is None:
         return None
     audience = context.settings.resources[service].resource
     try:
-        accepted = TokenVerifier(context.settings.issuer, context.keyring, audience).verify(shown)
+        return service, TokenVerifier(context.settings.issuer, context.keyring, audience).verify(shown)
     except InvalidAccessToken:
         return None
-    return RevocableToken(accepted.client_id, accepted.token_id)
