@@ -49,7 +49,7 @@ def create_app(context: Context) -> "Front":
         context.store,
         context.findings,
         context.rules,
-        context.providers,
+        context.authorities,
         context.log,
     )
     app = FastAPI(

@@ -4,7 +4,6 @@ import re
 
 from gatehouse_auth.documents import Documents, is_document_url
 from gatehouse_auth.oauth.client import Client
-from gatehouse_auth.oauth.registration import GRANTS
 from gatehouse_auth.settings import Secrets, Settings
 from gatehouse_auth.store import Store, digest
 
@@ -26,7 +25,7 @@ class Clients:
                     "client_name": known.client_name,
                     "redirect_uris": list(known.redirect_uris),
                     "token_endpoint_auth_method": known.token_endpoint_auth_method,
-                    "grant_types": list(GRANTS),
+                    "grant_types": sorted(known.grant_types),
                 },
                 secret_digest=digest(secrets.clients[client_id]) if client_id in secrets.clients else "",
             )

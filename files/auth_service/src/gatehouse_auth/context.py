@@ -10,9 +10,17 @@ from gatehouse_auth.audit import Log
 from gatehouse_auth.check import Answer
 from gatehouse_auth.clients import Clients
 from gatehouse_auth.documents import Documents, Fetcher
-from gatehouse_auth.identity.base import AccessRules, Identity, PasswordProvider, Provider, RedirectProvider
+from gatehouse_auth.identity.base import (
+    MACHINES,
+    AccessRules,
+    Identity,
+    PasswordProvider,
+    Provider,
+    RedirectProvider,
+)
 from gatehouse_auth.identity.github import GitHub
 from gatehouse_auth.identity.local import LocalUsers
+from gatehouse_auth.identity.machines import Machines
 from gatehouse_auth.keyring import Keyring
 from gatehouse_auth.limits import Limiter, Rate, address_key
 from gatehouse_auth.pages import Pages
@@ -46,6 +54,7 @@ class Context:
     rules: AccessRules
     password_providers: dict[str, PasswordProvider]
     redirect_providers: dict[str, RedirectProvider]
+    machines: Machines
     findings: Findings[Answer]
     limits: dict[str, Limiter]
     pages: Pages
@@ -55,12 +64,17 @@ class Context:
 
     @property
     def providers(self) -> dict[str, Provider]:
-        """All identity providers by name."""
+        """The providers that people sign in with, by name."""
         return {**self.password_providers, **self.redirect_providers}
+
+    @property
+    def authorities(self) -> dict[str, Provider]:
+        """All who vouch for an identity, by name."""
+        return {**self.providers, MACHINES: self.machines}
 
     def entitled(self, service: str, identity: Identity) -> Identity | None:
         """The identity as it is now, if it may use the service; else None."""
-        provider = self.providers.get(identity.provider)
+        provider = self.authorities.get(identity.provider)
         current = provider.current(identity) if provider is not None else None
         known = current is not None and service in self.settings.resources
         return current if known and current is not None and self.rules.allows(service, current) else None
@@ -120,6 +134,7 @@ def build(settings: Settings, secrets: Secrets, log: Log) -> Context:
         rules=AccessRules(providers, lists),
         password_providers={"local": LocalUsers(providers.local, secrets.users)} if providers.local else {},
         redirect_providers=redirect,
+        machines=Machines(settings.clients),
         findings=Findings(store, stream, log, settings.redis_grace_seconds),
         limits={name: Limiter(rate) for name, rate in RATES.items()},
         pages=Pages(),

@@ -95,11 +95,13 @@ class _Model(BaseModel):
 
 
 class AllowList(_Model):
-    """Who may use a service. Empty lets no one in; `everyone` has to be spelled out."""
+    """Who may use a service. Empty lets no one in; `everyone` has to be spelled out, and means people.
+    `clients` are those that act for themselves."""
 
     users: frozenset[str] = frozenset()
     emails: Annotated[frozenset[str], AfterValidator(_lower)] = frozenset()
     groups: frozenset[str] = frozenset()
+    clients: frozenset[str] = frozenset()
     everyone: bool = False
 
 
@@ -145,8 +147,19 @@ class StaticClient(_Model):
     """A client from inventory. Its secret, when it has one, is the credential `client_<client_id>`."""
 
     client_name: str
-    redirect_uris: tuple[str, ...] = Field(min_length=1)
+    redirect_uris: tuple[str, ...] = ()
     token_endpoint_auth_method: Literal["none", "client_secret_basic", "client_secret_post"] = "none"
+    grant_types: frozenset[Literal["authorization_code", "refresh_token", "client_credentials"]] = frozenset(
+        {"authorization_code", "refresh_token"}
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if "authorization_code" in self.grant_types and not self.redirect_uris:
+            raise ValueError("redirect_uris: the authorization code grant needs one")
+        if "client_credentials" in self.grant_types and self.token_endpoint_auth_method == "none":
+            raise ValueError("token_endpoint_auth_method: the client credentials grant needs a secret")
+        return self
 
 
 class Settings(BaseSettings):

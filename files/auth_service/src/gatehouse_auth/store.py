@@ -107,7 +107,7 @@ class UsedCode:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A grant with its line of refresh tokens, of which only digests are known: `current` is the unused one."""
+    """A grant with its line of refresh tokens, of which only digests are known; `current` is not used yet."""
 
     family: str
     grant: Grant

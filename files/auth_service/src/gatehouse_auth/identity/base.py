@@ -7,6 +7,8 @@ from typing import Any, Protocol, Self
 
 from gatehouse_auth.settings import AllowList, Providers
 
+# The provider of those who are no people.
+MACHINES = "client"
 CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 
 
@@ -101,6 +103,7 @@ class AccessRules:
                 allow.emails,
                 frozenset(self._qualified(group) for group in allow.groups),
                 allow.everyone,
+                frozenset(f"{MACHINES}:{client}" for client in allow.clients),
             )
             for service, allow in lists.items()
         }
@@ -110,8 +113,10 @@ class AccessRules:
         return name.lower() if ":" in name else name
 
     def allows(self, service: str, identity: Identity) -> bool:
-        """Whether this person may use the service."""
-        users, emails, groups, everyone = self._rules[service]
+        """Whether this person may use the service. A machine has to be named: it is not one of everyone."""
+        users, emails, groups, everyone, machines = self._rules[service]
+        if identity.provider == MACHINES:
+            return identity.user in machines
         return (
             everyone
             or identity.user in users

@@ -12,6 +12,7 @@ from authlib.oauth2.rfc6749 import (
     InvalidRequestError,
     InvalidScopeError,
     OAuth2Error,
+    UnauthorizedClientError,
     grants,
 )
 from authlib.oauth2.rfc7009 import RevocationEndpoint
@@ -46,6 +47,7 @@ class Transaction(AuthorizationServer):
         self.register_extension(self.issuer_parameter)
         self.register_grant(AuthorizationCodeGrant, [S256Challenge(required=True), ResourceIndicator()])
         self.register_grant(RefreshTokenGrant)
+        self.register_grant(ClientCredentialsGrant)
 
     def query_client(self, client_id: str) -> Client | None:
         """The client, if it is the one that was loaded."""
@@ -126,17 +128,39 @@ class ResourceIndicator:
 
     def resolve(self, grant: Any, redirect_uri: str) -> None:
         """Find the service that is asked for."""
-        asked = grant.request.payload.datalist.get("resource", [])
-        if len(asked) != 1:
-            raise InvalidTargetError("Name one resource: the URL of the MCP server.")
-        service = service_of(grant.server.settings, asked[0])
-        if service is None:
-            raise InvalidTargetError("The resource is not known here.")
-        grant.request.service = service
+        grant.request.service = requested_service(grant.server.settings, grant.request)
 
     def compare(self, grant: Any, result: None) -> None:
         """A resource at the token endpoint has to be the one that was granted."""
         same_resource(grant.request, grant.request.authorization_code.code.grant.resource)
+
+
+def requested_service(settings: Settings, request: Request) -> str:
+    """The one service that a request names.
+
+    Raises:
+        InvalidTargetError: it names none, several, or one that is not known.
+    """
+    asked = request.payload.datalist.get("resource", [])
+    if len(asked) != 1:
+        raise InvalidTargetError("Name one resource: the URL of the MCP server.")
+    service = service_of(settings, asked[0])
+    if service is None:
+        raise InvalidTargetError("The resource is not known here.")
+    return service
+
+
+def granted_scope(settings: Settings, service: str, asked: str) -> str:
+    """The scopes of a new grant. Those that opening the service needs come with every grant: clients are
+    bad at asking for more later.
+
+    Raises:
+        InvalidScopeError: a scope that the service does not have.
+    """
+    baseline, wanted = settings.resources[service].scopes, set(asked.split())
+    if not wanted <= {*baseline, OFFLINE_ACCESS}:
+        raise InvalidScopeError("The resource does not have such a scope.")
+    return " ".join([*baseline, *sorted(wanted - set(baseline))])
 
 
 def same_resource(request: Request, granted: str) -> None:
@@ -207,14 +231,11 @@ class AuthorizationCodeGrant(grants.AuthorizationCodeGrant):
     TOKEN_ENDPOINT_AUTH_METHODS = AUTH_METHODS
 
     def validate_requested_scope(self) -> None:
-        """Known scopes that are not the service's are refused. Those that opening the service needs come
-        with every grant: clients are bad at asking for more later."""
+        """Known scopes that are not the service's are refused."""
         super().validate_requested_scope()
-        baseline = self.server.settings.resources[self.request.service].scopes
-        asked = set((self.request.payload.scope or "").split())
-        if not asked <= {*baseline, OFFLINE_ACCESS}:
-            raise InvalidScopeError("The resource does not have such a scope.")
-        self.request.granted_scope = " ".join([*baseline, *sorted(asked - set(baseline))])
+        self.request.granted_scope = granted_scope(
+            self.server.settings, self.request.service, self.request.payload.scope or ""
+        )
 
     def save_authorization_code(self, code: str, request: Request) -> None:
         """Hand the code over; the commit saves it."""
@@ -256,6 +277,28 @@ class RefreshTokenGrant(grants.RefreshTokenGrant):
 
     def revoke_old_credential(self, refresh_token: RefreshCredential) -> None:
         """The commit rotates it."""
+
+
+class ClientCredentialsGrant(grants.ClientCredentialsGrant):
+    """The client credentials grant (RFC 6749 section 4.4), for machines that the inventory names."""
+
+    TOKEN_ENDPOINT_AUTH_METHODS = SECRET_METHODS
+
+    def validate_requested_scope(self) -> None:
+        """The service has to be named, has to let the client in, and has to have the scopes."""
+        service = requested_service(self.server.settings, self.request)
+        if self.server.identity is None:
+            raise UnauthorizedClientError("The client may not use this service by itself.")
+        super().validate_requested_scope()
+        asked = (self.request.payload.scope or "").replace(OFFLINE_ACCESS, "")
+        self.request.granted_scope = granted_scope(self.server.settings, service, asked)
+
+    def create_token_response(self) -> tuple[int, dict[str, Any], list[tuple[str, str]]]:
+        """An access token and nothing to refresh it with: the client can always ask again (section 4.4.3)."""
+        token = self.generate_token(
+            user=self.server.identity, scope=self.request.granted_scope, include_refresh_token=False
+        )
+        return 200, token, self.TOKEN_RESPONSE_HEADER
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import re
+import time
 from typing import Any
 
 from authlib.oauth2.rfc6749 import InvalidGrantError, OAuth2Error
@@ -23,7 +24,13 @@ from gatehouse_auth.oauth.server import (
     service_of,
     token_generator,
 )
-from gatehouse_auth.oauth.tokens import AccessToken, InvalidAccessToken, TokenVerifier, audience_of
+from gatehouse_auth.oauth.tokens import (
+    AccessToken,
+    InvalidAccessToken,
+    TokenGenerator,
+    TokenVerifier,
+    audience_of,
+)
 from gatehouse_auth.routes.responses import form, limit, send
 from gatehouse_auth.store import Code, Family, UsedCode, digest
 
@@ -42,16 +49,18 @@ async def token(request: Request) -> Response:
     transaction = Transaction(context.settings, client)
     if asked.payload.grant_type == "refresh_token":
         reply = await _refresh(context, transaction, asked)
+    elif asked.payload.grant_type == "client_credentials":
+        reply = _machine(context, transaction, asked)
     else:
         reply = await _exchange(context, transaction, asked)
-    family = transaction.family
+    family, identity = transaction.family, transaction.identity
     body = reply.body if isinstance(reply.body, dict) else dict(reply.body)
     context.log.event(
         "token",
         outcome="allow" if reply.status == 200 else "deny",
         grant=asked.payload.grant_type if reply.status == 200 else None,
         client=client.client_id if client else None,
-        user=family.grant.identity.user if family else None,
+        user=family.grant.identity.user if family else identity.user if identity else None,
         service=family.grant.service if family else None,
         reason=body.get("error"),
     )
@@ -143,6 +152,28 @@ async def _exchange(context: Context, transaction: Transaction, asked: OAuthRequ
     if in_the_way.family:
         await _replayed(context, transaction, in_the_way)
     return _invalid_grant(transaction, asked)
+
+
+def _machine(context: Context, transaction: Transaction, asked: OAuthRequest) -> Reply:
+    """The client credentials grant. Nothing is kept of it."""
+    named = asked.payload.datalist.get("resource", [])
+    service = service_of(context.settings, named[0]) if len(named) == 1 else None
+    identity = context.machines.identity(transaction.client.client_id) if transaction.client else None
+    if service is not None and identity is not None:
+        transaction.identity = context.entitled(service, identity)
+        transaction.register_token_generator(
+            "default",
+            TokenGenerator(
+                context.settings.issuer,
+                context.keyring,
+                context.settings.access_token_seconds,
+                audience=context.settings.resources[service].resource,
+                family="",
+                auth_time=int(time.time()),
+            ),
+        )
+    reply: Reply = transaction.create_token_response(asked)
+    return reply
 
 
 async def _refresh(context: Context, transaction: Transaction, asked: OAuthRequest) -> Reply:
