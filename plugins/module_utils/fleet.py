@@ -29,8 +29,13 @@ LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 PYPI_PACKAGE = re.compile(
     r"pypi:(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:\[[A-Za-z0-9,_-]+\])?==(?P<version>[A-Za-z0-9.!+_-]+)"
 )
+NPM_PACKAGE = re.compile(
+    r"npm:(?:@[a-z0-9][a-z0-9._~-]*/)?(?P<name>[a-z0-9][a-z0-9._~-]*)==(?P<version>\d+\.\d+\.\d+(?:[+-][A-Za-z0-9.+-]+)?)"
+)
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 ORIGIN = re.compile(r"https?://[a-z0-9.-]+(?::\d+)?|null")
+
+PACKAGE_LOCK = "package-lock.json"
 
 # Below the ephemeral range of Linux (32768), two ports a service.
 PORT_FIRST, PORT_LAST = 20000, 31998
@@ -421,8 +426,9 @@ class Inspector:
         domain = self.hosts[host].get("gatehouse_domain")
         if source is None:
             return None
+        title = source.pop("title", name)
         return {
-            "title": known.get("title") or source.pop("title", None) or name,
+            "title": known.get("title") or title,
             "hostname": hostname,
             "url": f"https://{hostname}.{domain}/mcp",
             "allow": {
@@ -433,9 +439,11 @@ class Inspector:
             "scopes": ["mcp"],
             "port": known.get("port"),
             "placement": self.placement(host, where, known.get("hosts", "gateway_mcp")),
-            "env": {key: str(value) for key, value in (given.get("env") or {}).items()},
+            "env": {
+                key: str(value) for key, value in {**source.pop("env"), **(given.get("env") or {})}.items()
+            },
             "secret_names": sorted(given.get("secrets") or {}),
-            "egress": known.get("egress", []),
+            "egress": [*source.pop("egress"), *known.get("egress", [])],
             **source,
             **({"memory_max": known["memory_max"]} if "memory_max" in known else {}),
         }
@@ -507,6 +515,10 @@ class Inspector:
             "memory_max": "1G",
             "sandbox": {},
             "module": None,
+            "npm": False,
+            "env": {},
+            "egress": [],
+            "debian_packages": [],
             "health_path": "/health" if given.get("transport", "stdio") == "stdio" else None,
         }
         if package is None:
@@ -517,10 +529,12 @@ class Inspector:
                     host,
                 )
             return {**common, "command": [*command, *given.get("args", [])], "package": None, "lock": None}
-        match = PYPI_PACKAGE.fullmatch(package)
+        match = PYPI_PACKAGE.fullmatch(package) or NPM_PACKAGE.fullmatch(package)
         if match is None:
             self.problem(
-                f"{where}.package: is not a package with an exact version; write pypi:<name>==<version>", host
+                f"{where}.package: is not a package with an exact version; write pypi:<name>==<version> or"
+                " npm:<name>==<version>",
+                host,
             )
             return None
         lock = given.get("lock")
@@ -532,7 +546,8 @@ class Inspector:
         return {
             **common,
             "command": [*(command or [match["name"]]), *given.get("args", [])],
-            "package": package.removeprefix("pypi:"),
+            "package": package,
+            "npm": package.startswith("npm:"),
             "lock": os.path.expanduser(lock) if lock else None,
         }
 
@@ -544,12 +559,20 @@ class Inspector:
         args = given.get("args", [])
         if args and (native or not entry.get("args_append")):
             self.problem(f"{where}.args: {entry_name} takes no arguments; remove them", host)
-        for key in ("transport", "lock") + (("isolation",) if native else ()):
+        # Isolation that an entry names is part of its safety.
+        for key in ("transport", "lock") + (("isolation",) if native or "isolation" in entry else ()):
             if key in given:
                 self.problem(
                     f"{where}.{key}: {entry_name} comes from the catalogue, which fixes it; remove the key",
                     host,
                 )
+        if entry.get("shared_state") and "allow" not in given:
+            self.problem(
+                f"{where}.allow: all who may use {entry_name} share what it keeps, so the general allow-list does not"
+                " apply; name here who they are",
+                host,
+            )
+        lock = entry.get("lock")
         return {
             "transport": "native" if native else "stdio",
             "isolation": given.get("isolation", entry.get("isolation", "per_session")),
@@ -559,7 +582,11 @@ class Inspector:
             "module": entry.get("module"),
             "command": [*entry.get("command", []), *args],
             "package": entry.get("package"),
-            "lock": entry.get("lock"),
+            "lock": lock,
+            "npm": os.path.basename(lock or "") == PACKAGE_LOCK,
+            "env": entry.get("env", {}),
+            "egress": entry.get("egress", []),
+            "debian_packages": entry.get("packages", []),
             "catalogue": True,
             "health_path": "/health",
         }
