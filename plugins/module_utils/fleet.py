@@ -8,6 +8,7 @@ Runs on the controller, before any host is touched. Pure: it opens no connection
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 import zlib
@@ -423,6 +424,12 @@ class Inspector:
                     f"{where}.origins: {origin} is not an origin; write scheme and host alone, https://app.example.com",
                     host,
                 )
+        for network in known.get("egress", []):
+            if network not in ("any", "public") and not self.is_network(network):
+                self.problem(
+                    f"{where}.egress: {network} is not a network; write 10.0.0.0/8, 10.1.2.3, public or any",
+                    host,
+                )
         domain = self.hosts[host].get("gatehouse_domain")
         if source is None:
             return None
@@ -447,6 +454,15 @@ class Inspector:
             **source,
             **({"memory_max": known["memory_max"]} if "memory_max" in known else {}),
         }
+
+    @staticmethod
+    def is_network(text: str) -> bool:
+        """Whether it is an address or a network, of either family."""
+        try:
+            ipaddress.ip_network(text)
+        except ValueError:
+            return False
+        return True
 
     def check_mappings(self, host: str, where: str, given: Mapping[str, Any]) -> bool:
         """`env` and `secrets` are mappings with usable names, and no secret is too short."""

@@ -109,12 +109,11 @@ def build_npm(cache: Path, identity: str, lock: Path, node: str, node_lock: Path
         BuildError: A package cannot be had, or is not what the lock says.
     """
     packages = read_packages(lock)
-    npm = Npm(cache, node_lock)
 
     def fill(tree: Path) -> None:
         (tree / "package.json").write_text(json.dumps(packages[""]))
         shutil.copyfile(lock, tree / "package-lock.json")
-        npm.run(
+        Npm(cache, node_lock).run(
             tree, "ci", "--omit=dev", "--bin-links=false", "--os=linux", "--libc=glibc",
             f"--cpu={CPUS.get(arch, arch)}", what=str(lock),
         )  # fmt: skip

@@ -114,13 +114,18 @@ def test_an_npm_package_of_ones_own(name: str) -> None:
 
 
 def test_what_an_entry_brings_and_what_the_operator_adds() -> None:
-    given = {"allow": {"users": ["ana"]}, "env": {"LEVEL": 2}, "egress": ["10.0.0.0/8"], "title": "Ours"}
+    given = {
+        "allow": {"users": ["ana"]},
+        "env": {"LEVEL": 2},
+        "egress": ["10.0.0.0/8", "fd00::/8", "10.1.2.3"],
+        "title": "Ours",
+    }
     fleet = with_service("memory", given)
     assert fleet.problems == []
     service = fleet.hosts["h1"]["memory"]
     assert service["npm"] and service["isolation"] == "shared" and service["debian_packages"] == ["git"]
     assert service["env"] == {"FILE": "{state}/memory.json", "LEVEL": "2"}
-    assert service["egress"] == ["public", "10.0.0.0/8"]
+    assert service["egress"] == ["public", "10.0.0.0/8", "fd00::/8", "10.1.2.3"]
     assert service["title"] == "Ours"
     assert CATALOGUE["memory"]["env"]["LEVEL"] == "1", "the catalogue stays as it is"
 
@@ -174,6 +179,8 @@ def test_bad_variables(change: dict[str, Any], variable: str, fix: str) -> None:
         ("time", {"isolation": "none"}, "gatehouse_mcp_services.time.isolation: value of isolation must be one of", "correct"),
         ("time", {"origins": ["https://a.example/x"]}, "gatehouse_mcp_services.time.origins: https://a.example/x is not", "write"),
         ("echo", {"args": ["x"]}, "gatehouse_mcp_services.echo.args: echo takes no arguments", "remove"),
+        ("time", {"egress": ["pubilc"]}, "gatehouse_mcp_services.time.egress: pubilc is not a network", "public or any"),
+        ("time", {"egress": ["10.0.0.1/8"]}, "gatehouse_mcp_services.time.egress: 10.0.0.1/8 is not a network", "write"),
         ("time", "yes", "gatehouse_mcp_services.time: is not a mapping", "write {}"),
     ],
 )  # fmt: skip
