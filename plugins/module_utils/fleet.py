@@ -30,12 +30,12 @@ LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 PYPI_PACKAGE = re.compile(
     r"pypi:(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:\[[A-Za-z0-9,_-]+\])?==(?P<version>[A-Za-z0-9.!+_-]+)"
 )
-NPM_PACKAGE = re.compile(
-    r"npm:(?:@[a-z0-9][a-z0-9._~-]*/)?(?P<name>[a-z0-9][a-z0-9._~-]*)==(?P<version>\d+\.\d+\.\d+(?:[+-][A-Za-z0-9.+-]+)?)"
-)
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 ORIGIN = re.compile(r"https?://[a-z0-9.-]+(?::\d+)?|null")
 
+NPM_PACKAGE = re.compile(
+    r"npm:(?:@[a-z0-9][a-z0-9._~-]*/)?(?P<name>[a-z0-9][a-z0-9._~-]*)==(?P<version>\d+\.\d+\.\d+(?:[+-][A-Za-z0-9.+-]+)?)"
+)
 PACKAGE_LOCK = "package-lock.json"
 
 # Below the ephemeral range of Linux (32768), two ports a service.
