@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible_collections.gatehouse.mcp.plugins.module_utils.fleet import merge_services
+from ansible_collections.gatehouse.mcp.plugins.module_utils.npm import NODE_LOCK
 
 SYSTEMS = (("Debian", "12"), ("Debian", "13"))
 PACKAGES = os.path.join(
@@ -27,11 +28,11 @@ def service_secrets(*layers: Mapping[str, Any] | None) -> dict[str, dict[str, st
 def service_environments(
     services: Mapping[str, Mapping[str, Any]], locks: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """The Python environments that services need, each once, as `gatehouse.mcp.environments` takes them.
+    """The environments that services need, each once, as `gatehouse.mcp.environments` takes them.
 
     Args:
         services: The services of one host.
-        locks: Requirements file by package, for packages whose service names none.
+        locks: Lock by package, for packages whose service names none.
     """
     wanted: dict[str, dict[str, Any]] = {}
     for name, service in services.items():
@@ -42,12 +43,17 @@ def service_environments(
             wanted["bridge"] = _own("bridge", "gatehouse_bridge")
         lock = service["lock"] or locks.get(service["package"] or "")
         if lock:
-            wanted[f"service-{name}"] = {"lock": os.path.join(PACKAGES, "catalogue", lock), "sources": []}
+            kind = "npm" if service["npm"] else "python"
+            path = os.path.join(PACKAGES, "catalogue", lock)
+            wanted[f"service-{name}"] = {"kind": kind, "lock": path, "sources": []}
+        if service["npm"]:
+            wanted["node"] = {"kind": "node", "lock": str(NODE_LOCK), "sources": []}
     return [{"name": name, **environment} for name, environment in sorted(wanted.items())]
 
 
 def _own(folder: str, module: str) -> dict[str, Any]:
     return {
+        "kind": "python",
         "lock": os.path.join(PACKAGES, folder, "requirements.lock"),
         "sources": [os.path.join(PACKAGES, folder, "src", module), SHARED],
     }
@@ -75,10 +81,16 @@ def service_components(
     for name, service in sorted(services.items()):
         native, bridged = service["transport"] == "native", service["transport"] == "stdio"
         own = environments.get(f"service-{name}")
-        command = [str(part).replace("{port}", "@PORT@") for part in service["command"]]
+        state = f"/var/lib/gatehouse-{name}"
+        command = [
+            str(part).replace("{port}", "@PORT@").replace("{state}", state) for part in service["command"]
+        ]
+        own_env = {key: value.replace("{state}", state) for key, value in service["env"].items()}
         if own and not command[0].startswith("/"):
             command[0] = f"{own['path']}/bin/{command[0]}"
         used = [own] if own else []
+        if service["npm"]:
+            used.append(environments["node"])
         env = {
             "GATEHOUSE_SERVICE": name,
             "GATEHOUSE_PUBLIC_URL": service["url"],
@@ -88,20 +100,20 @@ def service_components(
             runtime = environments[f"native-{service['package']}"]
             exec_start = [f"{runtime['path']}/bin/python", "-m", service["module"]]
             used.append(runtime)
-            env |= service["env"]
+            env |= own_env
         elif bridged:
             runtime = environments["bridge"]
             exec_start = [f"{runtime['path']}/bin/python", "-m", "gatehouse_bridge"]
             used.append(runtime)
             env |= {
                 "GATEHOUSE_BRIDGE_COMMAND": json.dumps(command),
-                "GATEHOUSE_BRIDGE_ENV": json.dumps(service["env"], sort_keys=True),
+                "GATEHOUSE_BRIDGE_ENV": json.dumps(own_env, sort_keys=True),
                 "GATEHOUSE_BRIDGE_SECRETS": json.dumps(service["secret_names"]),
                 "GATEHOUSE_BRIDGE_ISOLATION": service["isolation"],
             }
         else:
             exec_start = command
-            env |= service["env"]
+            env |= own_env
         health = [{"name": "unit", "kind": "unit", "timeout": health_seconds}]
         if service["health_path"]:
             url = f"http://{bind}:@PORT@{service['health_path']}"
@@ -141,6 +153,11 @@ def unlocked_packages(hosts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> l
             if service["transport"] != "native" and service["package"] and not service["lock"]
         }
     )
+
+
+def debian_packages(services: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The distribution's packages that the services of one host need."""
+    return sorted({package for service in services.values() for package in service["debian_packages"]})
 
 
 def systemd_command(arguments: list[str]) -> str:
@@ -273,6 +290,7 @@ class FilterModule:
         return {
             "auth_resources": auth_resources,
             "backend_address": backend_address,
+            "debian_packages": debian_packages,
             "edge_services": edge_services,
             "endpoints": endpoints,
             "listen_address": listen_address,

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,40 +109,81 @@ def build(cache: Path, identity: str, lock: Path, sources: Iterable[Path], targe
     Raises:
         BuildError: A package cannot be had, or is not what the lock says.
     """
+
+    def fill(tree: Path) -> None:
+        install(tree, lock, target)
+        for source in sources:
+            shutil.copytree(source, tree / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+
+    return archived(cache, identity, fill)
+
+
+def archived(cache: Path, identity: str, fill: Callable[[Path], None]) -> Path:
+    """Make an archive once, however many ask for it at the same time.
+
+    Args:
+        cache: Folder for archives.
+        identity: Digest of all that goes in.
+        fill: Puts what goes in into an empty folder.
+    """
     folder = cache / "environments"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     archive = folder / f"{identity}.tar.gz"
-    with (folder / f"{identity}.lock").open("w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        if archive.exists():
-            return archive
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            tree = Path(scratch) / "site-packages"
-            tree.mkdir()
-            install(tree, lock, target)
-            for source in sources:
-                shutil.copytree(source, tree / source.name, ignore=shutil.ignore_patterns("__pycache__"))
-            partial = Path(scratch) / "archive"
-            pack(tree, partial)
-            partial.replace(archive)
+    with locked(folder / f"{identity}.lock"):
+        if not archive.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                tree = Path(scratch) / "tree"
+                tree.mkdir()
+                fill(tree)
+                partial = Path(scratch) / "archive"
+                pack(tree, partial)
+                partial.replace(archive)
     return archive
 
 
-def install(tree: Path, lock: Path, target: Target) -> None:
-    """Put what the lock names into `tree`, for the target rather than for this machine."""
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process at a time work where `path` is; its folder is made if need be."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.open("w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        yield
+
+
+def fetch(tree: Path, lock: Path, target: Target | None) -> None:
+    """Put the wheels that a lock names into `tree`, unpacked and verified.
+
+    Args:
+        tree: An empty folder.
+        lock: Hashed requirements file.
+        target: What they are for; None for this machine.
+
+    Raises:
+        BuildError: A wheel cannot be had, or is not what the lock says.
+    """
+    platform = (
+        ["--python-version", target.python, "--python-platform", f"{target.arch}-{PLATFORM}"]
+        if target
+        else []
+    )
     run = subprocess.run(
         [
             find_uv(), "pip", "install", "--quiet", "--no-config", "--target", str(tree), "--no-deps", "--require-hashes",
-            "--only-binary", ":all:", "--python-version", target.python, "--python-platform", f"{target.arch}-{PLATFORM}",
-            "--python", sys.executable, "--link-mode", "copy", "--requirements", str(lock),
+            "--only-binary", ":all:", *platform, "--python", sys.executable, "--link-mode", "copy",
+            "--requirements", str(lock),
         ],
         capture_output=True,
         text=True,
         check=False,
     )  # fmt: skip
     if run.returncode:
-        raise BuildError(f"{lock}: cannot be installed for Python {target.python}: {run.stderr.strip()}")
+        system = f"Python {target.python}" if target else "this machine"
+        raise BuildError(f"{lock}: cannot be installed for {system}: {run.stderr.strip()}")
     (tree / ".lock").unlink(missing_ok=True)
+
+
+def install(tree: Path, lock: Path, target: Target) -> None:
+    """Put what the lock names into `tree`, for the target rather than for this machine."""
+    fetch(tree, lock, target)
     # Console scripts are written on the host, where their interpreter is known; programs and other scripts come along.
     known = console_scripts(tree)
     for script in (tree / "bin").iterdir() if (tree / "bin").is_dir() else ():

@@ -8,6 +8,7 @@ Runs on the controller, before any host is touched. Pure: it opens no connection
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 import zlib
@@ -32,6 +33,11 @@ PYPI_PACKAGE = re.compile(
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 ORIGIN = re.compile(r"https?://[a-z0-9.-]+(?::\d+)?|null")
+
+NPM_PACKAGE = re.compile(
+    r"npm:(?:@[a-z0-9][a-z0-9._~-]*/)?(?P<name>[a-z0-9][a-z0-9._~-]*)==(?P<version>\d+\.\d+\.\d+(?:[+-][A-Za-z0-9.+-]+)?)"
+)
+PACKAGE_LOCK = "package-lock.json"
 
 # Below the ephemeral range of Linux (32768), two ports a service.
 PORT_FIRST, PORT_LAST = 20000, 31998
@@ -444,11 +450,18 @@ class Inspector:
                     f"{where}.origins: {origin} is not an origin; write scheme and host alone, https://app.example.com",
                     host,
                 )
+        for network in known.get("egress", []):
+            if network not in ("any", "public") and not self.is_network(network):
+                self.problem(
+                    f"{where}.egress: {network} is not a network; write 10.0.0.0/8, 10.1.2.3, public or any",
+                    host,
+                )
         domain = self.hosts[host].get("gatehouse_domain")
         if source is None:
             return None
+        title = source.pop("title", name)
         return {
-            "title": known.get("title") or source.pop("title", None) or name,
+            "title": known.get("title") or title,
             "hostname": hostname,
             "url": f"https://{hostname}.{domain}/mcp",
             "allow": {
@@ -459,12 +472,23 @@ class Inspector:
             "scopes": ["mcp"],
             "port": known.get("port"),
             "placement": self.placement(host, where, known.get("hosts", "gateway_mcp")),
-            "env": {key: str(value) for key, value in (given.get("env") or {}).items()},
+            "env": {
+                key: str(value) for key, value in {**source.pop("env"), **(given.get("env") or {})}.items()
+            },
             "secret_names": sorted(given.get("secrets") or {}),
-            "egress": known.get("egress", []),
+            "egress": [*source.pop("egress"), *known.get("egress", [])],
             **source,
             **({"memory_max": known["memory_max"]} if "memory_max" in known else {}),
         }
+
+    @staticmethod
+    def is_network(text: str) -> bool:
+        """Whether it is an address or a network, of either family."""
+        try:
+            ipaddress.ip_network(text)
+        except ValueError:
+            return False
+        return True
 
     def check_mappings(self, host: str, where: str, given: Mapping[str, Any]) -> bool:
         """`env` and `secrets` are mappings with usable names, and no secret is too short."""
@@ -533,6 +557,10 @@ class Inspector:
             "memory_max": "1G",
             "sandbox": {},
             "module": None,
+            "npm": False,
+            "env": {},
+            "egress": [],
+            "debian_packages": [],
             "health_path": "/health" if given.get("transport", "stdio") == "stdio" else None,
         }
         if package is None:
@@ -543,10 +571,12 @@ class Inspector:
                     host,
                 )
             return {**common, "command": [*command, *given.get("args", [])], "package": None, "lock": None}
-        match = PYPI_PACKAGE.fullmatch(package)
+        match = PYPI_PACKAGE.fullmatch(package) or NPM_PACKAGE.fullmatch(package)
         if match is None:
             self.problem(
-                f"{where}.package: is not a package with an exact version; write pypi:<name>==<version>", host
+                f"{where}.package: is not a package with an exact version; write pypi:<name>==<version> or"
+                " npm:<name>==<version>",
+                host,
             )
             return None
         lock = given.get("lock")
@@ -558,7 +588,8 @@ class Inspector:
         return {
             **common,
             "command": [*(command or [match["name"]]), *given.get("args", [])],
-            "package": package.removeprefix("pypi:"),
+            "package": package,
+            "npm": package.startswith("npm:"),
             "lock": os.path.expanduser(lock) if lock else None,
         }
 
@@ -570,12 +601,20 @@ class Inspector:
         args = given.get("args", [])
         if args and (native or not entry.get("args_append")):
             self.problem(f"{where}.args: {entry_name} takes no arguments; remove them", host)
-        for key in ("transport", "lock") + (("isolation",) if native else ()):
+        # Isolation that an entry names is part of its safety.
+        for key in ("transport", "lock") + (("isolation",) if native or "isolation" in entry else ()):
             if key in given:
                 self.problem(
                     f"{where}.{key}: {entry_name} comes from the catalogue, which fixes it; remove the key",
                     host,
                 )
+        if entry.get("shared_state") and "allow" not in given:
+            self.problem(
+                f"{where}.allow: all who may use {entry_name} share what it keeps, so the general allow-list does not"
+                " apply; name here who they are",
+                host,
+            )
+        lock = entry.get("lock")
         return {
             "transport": "native" if native else "stdio",
             "isolation": given.get("isolation", entry.get("isolation", "per_session")),
@@ -585,7 +624,11 @@ class Inspector:
             "module": entry.get("module"),
             "command": [*entry.get("command", []), *args],
             "package": entry.get("package"),
-            "lock": entry.get("lock"),
+            "lock": lock,
+            "npm": os.path.basename(lock or "") == PACKAGE_LOCK,
+            "env": entry.get("env", {}),
+            "egress": entry.get("egress", []),
+            "debian_packages": entry.get("packages", []),
             "catalogue": True,
             "health_path": "/health",
         }

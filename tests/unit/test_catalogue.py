@@ -1,0 +1,120 @@
+"""What holds for every entry of the catalogue, read from its files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+import yaml
+from ansible_collections.gatehouse.mcp.plugins.filter.services import service_components, service_environments
+from ansible_collections.gatehouse.mcp.plugins.module_utils.fleet import (
+    Inspector,
+    read_catalogue,
+    read_options,
+)
+from ansible_collections.gatehouse.mcp.plugins.module_utils.npm import programs, read_packages
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "files" / "mcp_services" / "catalogue"
+CATALOGUE = read_catalogue(str(FOLDER))
+KEYS = set(
+    re.findall(r"^\| `(\w+)` \|", (FOLDER / "README.md").read_text().split("## Entries")[0], re.MULTILINE)
+)
+REQUIRED = {
+    "bridge": {"title", "description", "pattern", "command", "lock", "memory_max", "probe"},
+    "native": {"title", "description", "pattern", "package", "module", "memory_max", "probe"},
+}
+BRIDGED = sorted(name for name, entry in CATALOGUE.items() if entry["pattern"] == "bridge")
+
+
+def service(name: str) -> dict[str, Any]:
+    """An entry as a host gets it."""
+    host = {
+        "gatehouse_domain": "example.com",
+        "gatehouse_providers": {"local": {}},
+        "gatehouse_local_users": {"ana": {"password_hash": "$argon2id$x"}},
+        "gatehouse_mcp_services": {name: {"allow": {"users": ["ana"]}}},
+    }
+    groups = {group: ["h"] for group in ("gateway_edge", "gateway_redis", "gateway_mcp")}
+    roles = str(ROOT / "roles")
+    variables, options = read_options(roles, "preflight"), read_options(roles, "mcp_service", "service")
+    fleet = Inspector({"h": host}, groups, lambda _: ["h"], CATALOGUE, variables, options).inspect()
+    assert fleet.problems == []
+    return fleet.hosts["h"][name]
+
+
+def unit(name: str) -> list[str]:
+    """The lines of an entry's unit."""
+    wanted = {name: service(name)}
+    environments = {item["name"]: {"id": "i", "path": "/e"} for item in service_environments(wanted, {})}
+    [component] = service_components(wanted, environments, {}, "127.0.0.1", 20, 45)
+    role = ROOT / "roles" / "mcp_service"
+    templates = jinja2.Environment(trim_blocks=True, autoescape=False)  # noqa: S701 (a unit is no page)
+    templates.filters["gatehouse.mcp.systemd_command"] = " ".join
+    templates.filters["difference"] = lambda some, others: [item for item in some if item not in others]
+    templates.globals["lookup"] = lambda _kind, path: Path(path).read_text()
+    rendered = templates.from_string((role / "templates" / "service.unit.j2").read_text()).render(
+        **component["vars"], **yaml.safe_load((role / "vars" / "main.yml").read_text()), role_path=str(role)
+    )
+    return rendered.splitlines()
+
+
+@pytest.mark.parametrize("name", sorted(CATALOGUE))
+def test_an_entry_is_complete_and_has_no_key_that_the_readme_does_not_know(name: str) -> None:
+    entry = CATALOGUE[name]
+    assert REQUIRED[entry["pattern"]] <= set(entry) <= KEYS
+    assert {"tool", "arguments"} == set(entry["probe"])
+    assert f"| `{name}` |" in (FOLDER / "README.md").read_text()
+    assert f"| `{name}` |" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", BRIDGED)
+def test_a_lock_pins_all_and_names_no_place(name: str) -> None:
+    lock = FOLDER / CATALOGUE[name]["lock"]
+    text = lock.read_text()
+    program = CATALOGUE[name]["command"][0]
+    if lock.name == "package-lock.json":
+        packages = read_packages(lock)
+        manifest = json.loads((lock.parent / "package.json").read_text())
+        assert packages[""]["dependencies"] == manifest["dependencies"]
+        assert all(re.fullmatch(r"[\d.]+", version) for version in manifest["dependencies"].values())
+        assert program in programs(packages)
+        assert '"resolved"' not in text
+        assert "hasInstallScript" not in text, "it is installed without running scripts"
+    else:
+        pinned = (lock.parent / "requirements.in").read_text().strip()
+        assert re.fullmatch(rf"{program}==[\d.]+", pinned)
+        requirements = re.split(r"\n(?=[^ #])", text)
+        assert pinned in [requirement.split()[0] for requirement in requirements]
+        for requirement in requirements:
+            assert re.match(r"[a-z0-9._-]+==\S+ ", requirement), requirement
+            assert "--hash=sha256:" in requirement, requirement
+        assert "://" not in text
+
+
+@pytest.mark.parametrize("name", sorted(CATALOGUE))
+def test_a_sandbox_opens_what_is_needed_and_no_more(name: str) -> None:
+    lines = unit(name)
+    node = "package-lock.json" in CATALOGUE[name].get("lock", "")
+    assert f"MemoryDenyWriteExecute={'no' if node else 'yes'}" in lines
+    denied = next(line for line in lines if line.startswith("IPAddressDeny="))
+    if name == "fetch":
+        assert "169.254.0.0/16" in denied and "10.0.0.0/8" in denied
+    else:
+        assert denied == "IPAddressDeny=any"
+    assert "IPAddressAllow=localhost" in lines
+    assert "NoNewPrivileges=yes" in lines and "PrivateUsers=yes" in lines
+    assert not any("{" in line for line in lines)
+
+
+def test_what_people_share_is_shared_by_those_who_are_named_with_it() -> None:
+    assert CATALOGUE["memory"]["shared_state"] and CATALOGUE["memory"]["isolation"] == "shared"
+
+
+def test_no_client_decides_which_files_it_may_touch() -> None:
+    # Behind a shared process a client has no capabilities, so none to name roots with.
+    assert CATALOGUE["filesystem"]["isolation"] == "per_user"
