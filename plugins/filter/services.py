@@ -277,6 +277,28 @@ def auth_resources(services: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[
     }
 
 
+def auth_clients(clients: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The clients from inventory as the auth service knows them (`GATEHOUSE_CLIENTS`), without their secrets."""
+    return {
+        name: {
+            **{key: value for key, value in client.items() if key != "client_secret"},
+            "token_endpoint_auth_method": client.get("token_endpoint_auth_method", "client_secret_basic")
+            if "client_secret" in client
+            else "none",
+        }
+        for name, client in sorted(clients.items())
+    }
+
+
+def client_secrets(clients: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Their secrets, by the name of the credential."""
+    return {
+        f"client_{name}": str(client["client_secret"])
+        for name, client in sorted(clients.items())
+        if "client_secret" in client
+    }
+
+
 def service_urls(services: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Public URL of each service."""
     return {name: str(service["url"]) for name, service in sorted(services.items())}
@@ -288,9 +310,11 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """The filters by name."""
         return {
+            "auth_clients": auth_clients,
             "auth_resources": auth_resources,
             "backend_address": backend_address,
             "debian_packages": debian_packages,
+            "client_secrets": client_secrets,
             "edge_services": edge_services,
             "endpoints": endpoints,
             "listen_address": listen_address,

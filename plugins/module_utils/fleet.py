@@ -30,6 +30,21 @@ LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 PYPI_PACKAGE = re.compile(
     r"pypi:(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:\[[A-Za-z0-9,_-]+\])?==(?P<version>[A-Za-z0-9.!+_-]+)"
 )
+CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+CLIENT_SECRET_MIN = 32
+CLIENT: dict[str, dict[str, Any]] = {
+    "client_name": {"type": "str", "required": True},
+    "redirect_uris": {"type": "list", "elements": "str"},
+    "client_secret": {"type": "str", "no_log": True},
+    "token_endpoint_auth_method": {"type": "str", "choices": ["client_secret_basic", "client_secret_post"]},
+    "grant_types": {
+        "type": "list",
+        "elements": "str",
+        "choices": ["authorization_code", "refresh_token", "client_credentials"],
+        "default": ["authorization_code", "refresh_token"],
+    },
+}
+ALLOW = ("users", "emails", "groups", "clients", "everyone")
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 ORIGIN = re.compile(r"https?://[a-z0-9.-]+(?::\d+)?|null")
@@ -203,6 +218,7 @@ class Inspector:
         self.check_tls(host, given)
         self.check_traefik(host, given)
         self.check_providers(host, given)
+        self.check_clients(host, given)
         password = given.get("gatehouse_redis_password")
         if password is not None and len(str(password)) < REDIS_PASSWORD_MIN:
             self.problem(
@@ -279,6 +295,52 @@ class Inspector:
                     self.problem(
                         f"gatehouse_local_users.{name}.password_hash: is not an argon2id hash;"
                         " make one with `python -m gatehouse_auth.admin hash-password`",
+                        host,
+                    )
+
+    def check_clients(self, host: str, given: Mapping[str, Any]) -> None:
+        """Clients from inventory have what their grants need, and services name only such."""
+        clients = given.get("gatehouse_clients") or {}
+        machines = set()
+        for name, client in clients.items() if isinstance(clients, Mapping) else ():
+            where = f"gatehouse_clients.{name}"
+            if not CLIENT_ID.fullmatch(str(name)):
+                self.problem(
+                    f"{where}: a client id has 1 to 64 letters, digits and ._-; choose another", host
+                )
+            if not isinstance(client, Mapping):
+                self.problem(f"{where}: is not a mapping; write client_name: below it", host)
+                continue
+            checked = ArgumentSpecValidator(CLIENT).validate(dict(client))
+            for message in checked.error_messages:
+                self.problem(f"{where}: {message}; correct it", host)
+            known = checked.validated_parameters
+            grants, secret = known.get("grant_types") or [], known.get("client_secret")
+            if secret is not None and len(secret) < CLIENT_SECRET_MIN:
+                self.problem(
+                    f"{where}.client_secret: is too short; use at least {CLIENT_SECRET_MIN} random characters",
+                    host,
+                )
+            if known.get("token_endpoint_auth_method") and secret is None:
+                self.problem(f"{where}.client_secret: token_endpoint_auth_method needs it; set one", host)
+            if "authorization_code" in grants and not known.get("redirect_uris"):
+                self.problem(f"{where}.redirect_uris: is missing; name where people are sent back to", host)
+            if "client_credentials" in grants:
+                machines.add(str(name))
+                if secret is None:
+                    self.problem(f"{where}.client_secret: a machine has to prove who it is; set one", host)
+        lists = {"gatehouse_allow": given.get("gatehouse_allow")}
+        lists |= {
+            f"gatehouse_mcp_services.{name}.allow": (service or {}).get("allow")
+            for name, service in self.declared(host).items()
+            if isinstance(service, Mapping | None)
+        }
+        for where, allow in lists.items():
+            for client in (allow.get("clients") or []) if isinstance(allow, Mapping) else []:
+                if client not in machines:
+                    self.problem(
+                        f"{where}.clients: {client} is no client of gatehouse_clients with the grant client_credentials;"
+                        " add it there, or remove it",
                         host,
                     )
 
@@ -429,9 +491,7 @@ class Inspector:
 
         source = self.source(host, where, name, known)
         allow = known.get("allow", self.hosts[host].get("gatehouse_allow")) or {}
-        if not isinstance(allow, Mapping) or not any(
-            allow.get(key) for key in ("users", "emails", "groups", "everyone")
-        ):
+        if not isinstance(allow, Mapping) or not any(allow.get(key) for key in ALLOW):
             self.problem(
                 f"{where}.allow: the allow-list is empty and would let no one in; name users, emails or groups here or in"
                 " gatehouse_allow, or write {everyone: true}",
@@ -464,10 +524,7 @@ class Inspector:
             "title": known.get("title") or title,
             "hostname": hostname,
             "url": f"https://{hostname}.{domain}/mcp",
-            "allow": {
-                key: allow.get(key, False if key == "everyone" else [])
-                for key in ("users", "emails", "groups", "everyone")
-            },
+            "allow": {key: allow.get(key, False if key == "everyone" else []) for key in ALLOW},
             "origins": known.get("origins", []),
             "scopes": ["mcp"],
             "port": known.get("port"),

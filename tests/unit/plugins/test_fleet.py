@@ -79,6 +79,7 @@ def test_a_good_inventory_has_no_problems_and_is_completed() -> None:
         "users": [],
         "emails": [],
         "groups": ["staff"],
+        "clients": [],
         "everyone": False,
     }
     assert fleet.hosts["h1"]["time"]["command"] == ["mcp-server-time"]
@@ -102,6 +103,16 @@ def test_a_package_of_ones_own() -> None:
     assert fleet.hosts["h1"]["tickets"]["command"] == ["acme-tickets"]
     assert fleet.hosts["h1"]["tickets"]["secret_names"] == ["TOKEN"]
     assert "long enough" not in str(fleet)
+
+
+def test_a_machine() -> None:
+    secret = "x" * 32
+    client = {"client_name": "Nightly", "client_secret": secret, "grant_types": ["client_credentials"]}
+    given = {"gatehouse_clients": {"nightly": client}, "gatehouse_allow": {"clients": ["nightly"]}}
+    fleet = inspect({"h1": {**GOOD, **given}})
+    assert fleet.problems == []
+    assert fleet.hosts["h1"]["time"]["allow"]["clients"] == ["nightly"]
+    assert secret not in str(fleet)
 
 
 @pytest.mark.parametrize("name", ["acme-tickets", "@acme/acme-tickets"])
@@ -140,6 +151,31 @@ def test_what_an_entry_brings_and_what_the_operator_adds() -> None:
         ({"gatehouse_tls": "acme"}, "gatehouse_acme_email: gatehouse_tls is acme", "set it"),
         ({"gatehouse_tls": "none"}, "gatehouse_tls: value of gatehouse_tls must be one of", "correct it"),
         ({"gatehouse_tls": "files"}, "gatehouse_tls_key: gatehouse_tls is files", "name one"),
+        ({"gatehouse_clients": {"a b": {}}}, "gatehouse_clients.a b: a client id has", "choose another"),
+        ({"gatehouse_clients": {"m": "x"}}, "gatehouse_clients.m: is not a mapping", "client_name:"),
+        ({"gatehouse_clients": {"m": {"redirect_uris": ["https://x.test/cb"]}}}, "gatehouse_clients.m: missing required", "client_name"),
+        ({"gatehouse_clients": {"m": {"client_name": "M", "nmae": 1}}}, "gatehouse_clients.m: nmae", "Supported"),
+        ({"gatehouse_clients": {"m": {"client_name": "M"}}}, "gatehouse_clients.m.redirect_uris: is missing", "sent back"),
+        (
+            {"gatehouse_clients": {"m": {"client_name": "M", "grant_types": ["client_credentials"]}}},
+            "gatehouse_clients.m.client_secret: a machine has to prove",
+            "set one",
+        ),
+        (
+            {"gatehouse_clients": {"m": {"client_name": "M", "grant_types": ["password"]}}},
+            "gatehouse_clients.m: value of grant_types must be one or more of",
+            "correct it",
+        ),
+        (
+            {"gatehouse_clients": {"m": {"client_name": "M", "client_secret": "short", "redirect_uris": ["https://x.test/"]}}},
+            "gatehouse_clients.m.client_secret: is too short",
+            "at least 32",
+        ),
+        (
+            {"gatehouse_allow": {"clients": ["nightly"], "groups": ["staff"]}},
+            "gatehouse_allow.clients: nightly is no client of gatehouse_clients with the grant client_credentials",
+            "add it there",
+        ),
         ({"gatehouse_traefik_source": "archive"}, "gatehouse_traefik_archive_url: gatehouse_traefik_source is archive", "set it"),
         (
             {"gatehouse_traefik_source": "archive", "gatehouse_traefik_archive_sha256": "0" * 63},

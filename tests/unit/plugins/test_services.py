@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from ansible_collections.gatehouse.mcp.plugins.filter.services import (
+    auth_clients,
     backend_address,
+    client_secrets,
     debian_packages,
     edge_services,
     endpoints,
@@ -160,3 +162,25 @@ def test_an_edge_routes_to_every_host_at_its_slot() -> None:
     routed = edge_services({"x": service}, known, "h1", ["h1"], hostvars, "example.com")
     assert routed["x"]["host"] == "x.example.com"
     assert routed["x"]["servers"] == ["http://127.0.0.1:20001", "http://192.0.2.2:20000"]
+
+
+def test_clients_leave_their_secrets_behind() -> None:
+    clients = {
+        "nightly": {
+            "client_name": "Nightly",
+            "client_secret": "s3cret",
+            "grant_types": ["client_credentials"],
+        },
+        "form": {
+            "client_name": "F",
+            "client_secret": "other",
+            "token_endpoint_auth_method": "client_secret_post",
+        },
+        "public": {"client_name": "P", "redirect_uris": ["https://p.example.com/cb"]},
+    }
+    known = auth_clients(clients)
+    assert {name: client["token_endpoint_auth_method"] for name, client in known.items()} == {
+        "nightly": "client_secret_basic", "form": "client_secret_post", "public": "none",
+    }  # fmt: skip
+    assert "s3cret" not in str(known) and "other" not in str(known)
+    assert client_secrets(clients) == {"client_nightly": "s3cret", "client_form": "other"}
