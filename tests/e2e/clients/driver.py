@@ -143,7 +143,7 @@ class McpClient:
         names: list[str] = self._order({"do": "tools", "url": url})
         return names
 
-    def call(self, url: str, tool: str, **arguments: Any) -> str:
+    def call(self, url: str, tool: str, /, **arguments: Any) -> str:
         """The text that a tool answers."""
         result = self._order({"do": "call", "url": url, "tool": tool, "arguments": arguments})
         if result["failed"]:

@@ -1,0 +1,189 @@
+"""Every entry of the catalogue at once: each really works, keeps what it is given, and reaches no more than it should."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from browserless import Person
+from clients.driver import ClientError, McpClient
+from conftest import ROOT, ClientFactory
+from fleet import Fleet, Played
+from gateway import Gateway
+from testinfra.host import Host
+
+FOLDER = ROOT / "files" / "mcp_services" / "catalogue"
+ENTRIES: dict[str, dict[str, Any]] = {
+    path.stem: yaml.safe_load(path.read_text()) for path in sorted(FOLDER.glob("*.yml"))
+}
+PORT = 8099
+# Pages come from the host itself: from an address of the lab, which is on nobody's list, and from a private one.
+PRIVATE = "10.99.0.1"
+PAGE = "<html><body><h1>Opening hours</h1><p>From nine to five.</p></body></html>"
+SERVE = f"""
+mkdir -p /run/catalogue-test
+printf '%s' '{PAGE}' > /run/catalogue-test/hours.html
+systemd-run --quiet --unit catalogue-test python3 -m http.server {PORT} --directory /run/catalogue-test
+ip address add {PRIVATE}/32 dev lo
+"""
+COMMIT = """
+cd /var/lib/gatehouse-git
+runuser -u gatehouse-git -- git init --quiet example
+runuser -u gatehouse-git -- git -C example -c user.name=Ana -c user.email=ana@example.com \
+  commit --quiet --allow-empty --message 'The first change'
+"""
+
+
+@pytest.fixture(scope="module")
+def host(fleet: Fleet) -> Host:
+    [only] = fleet.hosts("gateway_mcp")
+    return only
+
+
+@pytest.fixture(scope="module")
+def services(person: Person) -> dict[str, dict[str, Any]]:
+    """Every entry as the catalogue has it, and two that are let do more, for what then still holds them."""
+    entries = {
+        name: {"allow": {"users": [person.user]}} if "shared_state" in entry else {}
+        for name, entry in ENTRIES.items()
+    }
+    explorer = {"catalogue": "filesystem", "args": ["/"]}
+    reader = {"catalogue": "fetch", "args": ["--allow-private-ips"]}
+    return {**entries, "explorer": explorer, "reader": reader}
+
+
+def play(fleet: Fleet, services: dict[str, dict[str, Any]]) -> Played:
+    played = fleet.play("site.yml", {"gatehouse_mcp_services_group": services})
+    assert played.status == 0, played.output[-3000:]
+    return played
+
+
+@pytest.fixture(scope="module")
+def rolled_out(fleet: Fleet, services: dict[str, dict[str, Any]]) -> Iterator[None]:
+    """The fleet with all of them; afterwards it is as the inventory says."""
+    try:
+        play(fleet, services)
+        yield
+    finally:
+        back = fleet.play("site.yml")
+        assert back.status == 0, back.output[-3000:]
+
+
+@pytest.fixture(scope="module")
+def client(rolled_out: None, clients: ClientFactory) -> Iterator[McpClient]:
+    with clients.start("python-2") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def page(rolled_out: None, host: Host) -> Iterator[str]:
+    """The address of a page that the host serves."""
+    host.check_output(SERVE)
+    yield f"http://{host.check_output('hostname -I').split()[0]}:{PORT}/hours.html"
+    host.check_output(
+        f"systemctl stop catalogue-test; rm -r /run/catalogue-test; ip address del {PRIVATE}/32 dev lo"
+    )
+
+
+@pytest.mark.parametrize("name", sorted(set(ENTRIES) - {"fetch"}))
+def test_its_probe_works(name: str, client: McpClient, gateway: Gateway, host: Host) -> None:
+    if name == "git":
+        host.check_output(COMMIT)
+    state = f"/var/lib/gatehouse-{name}"
+    probe = json.loads(json.dumps(ENTRIES[name]["probe"]).replace("{state}", state))
+    said = client.call(gateway.service(name), probe["tool"], **probe["arguments"])
+    expected = {
+        "echo": "hello",
+        "everything": "hello",
+        "filesystem": state,
+        "git": "The first change",
+        "memory": "entities",
+        "sequential-thinking": "thoughtNumber",
+        "time": "UTC",
+    }
+    assert expected[name] in said
+
+
+def test_a_page_is_fetched(client: McpClient, gateway: Gateway, page: str) -> None:
+    said = client.call(gateway.service("reader"), "fetch", url=page)
+    assert "From nine to five." in said
+    assert "<p>" not in said, "it is Markdown"
+
+
+def test_private_addresses_are_not_fetched(
+    client: McpClient, gateway: Gateway, host: Host, page: str
+) -> None:
+    with pytest.raises(ClientError, match="not a public address"):
+        client.call(gateway.service("fetch"), "fetch", url=page)
+    private = f"http://{PRIVATE}:{PORT}/hours.html"
+    assert "nine to five" in host.check_output(
+        f"python3 -c 'import urllib.request as u; print(u.urlopen(\"{private}\").read())'"
+    )
+    # The server would; its sandbox does not let it.
+    with pytest.raises(ClientError, match="connection issue"):
+        client.call(gateway.service("reader"), "fetch", url=private)
+
+
+def test_files_outside_cannot_be_touched(client: McpClient, gateway: Gateway, host: Host) -> None:
+    kept = "/var/lib/gatehouse-filesystem/kept.txt"
+    client.call(gateway.service("filesystem"), "write_file", path=kept, content="kept")
+    for path in ("/etc/shadow", "/etc/hostname", "/var/lib/gatehouse-memory/memory.json"):
+        with pytest.raises(ClientError, match="Access denied"):
+            client.call(gateway.service("filesystem"), "read_text_file", path=path)
+
+    # The server would give this one any file; its user and its sandbox do not.
+    explorer = gateway.service("explorer")
+    assert client.call(explorer, "read_text_file", path="/etc/hostname").strip() == host.check_output(
+        "cat /etc/hostname"
+    )
+    for path in ("/etc/shadow", kept, "/etc/gatehouse/auth/.env", "/etc/gatehouse/explorer/credentials"):
+        assert host.file(path).exists
+        with pytest.raises(ClientError, match="EACCES"):
+            client.call(explorer, "read_text_file", path=path)
+    with pytest.raises(ClientError, match=r"EROFS|EACCES"):
+        client.call(explorer, "write_file", path="/etc/catalogue-test", content="x")
+    assert not host.file("/etc/catalogue-test").exists
+
+
+def test_data_survives_an_upgrade(
+    client: McpClient,
+    clients: ClientFactory,
+    gateway: Gateway,
+    fleet: Fleet,
+    services: dict[str, dict[str, Any]],
+) -> None:
+    memory, files = gateway.service("memory"), gateway.service("filesystem")
+    path = "/var/lib/gatehouse-filesystem/note.txt"
+    ana = {"name": "Ana", "entityType": "person", "observations": ["likes tea"]}
+    client.call(memory, "create_entities", entities=[ana])
+    client.call(files, "write_file", path=path, content="written before")
+    before = fleet.processes()
+
+    upgraded = {name: services[name] | {"env": {"RELEASE": "next"}} for name in ("memory", "filesystem")}
+    play(fleet, services | upgraded)
+    after = fleet.processes()
+    assert changed(before, after) == {"gatehouse-filesystem", "gatehouse-memory"}
+    with clients.start("python-2") as another:
+        assert "likes tea" in another.call(memory, "read_graph")
+        assert another.call(files, "read_text_file", path=path) == "written before"
+
+    again = play(fleet, services | upgraded)
+    assert re.findall(r"changed=(\d+)", again.output) == ["0"], "the same inventory again changes nothing"
+    assert fleet.processes() == after
+
+
+def changed(before: dict[tuple[str, str], str], after: dict[tuple[str, str], str]) -> set[str]:
+    """The components whose processes are others than before."""
+    return {unit.partition("@")[0] for (_, unit), _ in before.items() ^ after.items()}
+
+
+def test_node_is_there_once_and_npm_is_not(host: Host, rolled_out: None) -> None:
+    found = host.check_output(
+        "find /opt/gatehouse /usr/bin /usr/local -name node -type f -o -name npm -o -name npx"
+    )
+    assert [Path(line).parts[-2:] for line in found.splitlines()] == [("bin", "node")]
