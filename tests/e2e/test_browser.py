@@ -310,7 +310,9 @@ def test_keyboard_alone_is_enough(chromium: Browser, sign_in: Callable[[], SignI
                 break
         with page.expect_navigation(url="**/signin/**"):
             page.keyboard.press("Enter")
-        page.keyboard.type(person.user)  # the first field has the focus
+        # The first field gets the focus by itself, a moment after the page is there.
+        page.locator("input:focus").wait_for()
+        page.keyboard.type(person.user)
         page.keyboard.press("Tab")
         page.keyboard.type(person.password)
         page.keyboard.press("Enter")
