@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 AUTH = Path(__file__).parents[2] / "files" / "auth_service"
-sys.path[:0] = [str(AUTH / "tests"), str(AUTH / "src")]
+sys.path[:0] = [str(AUTH / "tests"), str(AUTH / "src"), str(AUTH.parent / "service" / "src")]
 
 import httpx  # noqa: E402
 from conftest import Fleet, end, fleet_in, free_port, wait_for  # noqa: E402
@@ -177,7 +177,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--reference", required=True, help="Python that has the reference implementation")
+    parser.add_argument(
+        "--reference", required=True, type=Path, help="Python that has the reference implementation"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3)
     options = parser.parse_args()
@@ -210,7 +212,7 @@ def main() -> None:
             "ALLOWED_GITHUB_USERS": "ana", "MCP_PROTOCOL_VERSION": "2025-06-18", "LOG_LEVEL": "ERROR",
         }  # fmt: skip
         (folder / "reference.py").write_text(REFERENCE)
-        command = [options.reference, "reference.py", str(reference_port)]
+        command = [str(options.reference.absolute()), "reference.py", str(reference_port)]
         stack.enter_context(serving(command, environment, reference_url, folder))
         redis = Redis(
             port=fleet.redis.port,
