@@ -1,5 +1,6 @@
 """The small parts by themselves."""
 
+import asyncio
 import io
 import json
 from urllib.parse import parse_qs, urlsplit
@@ -189,16 +190,17 @@ def test_allow_lists(
     assert rules.allows("s", identity) is allowed
 
 
+async def scope_of(provider: GitHub) -> list[str]:
+    return parse_qs(urlsplit(await provider.authorization_url("s", "v")).query)["scope"]
+
+
 def test_organisations_are_asked_for_once_an_allow_list_names_one() -> None:
     provider = GitHub(
         GitHubProvider(client_id="x"), "secret", "https://auth.example.test/cb", httpx.AsyncClient()
     )
 
-    def scope() -> list[str]:
-        return parse_qs(urlsplit(provider.authorization_url("s", "v")).query)["scope"]
-
-    assert scope() == ["read:user user:email"]
-    provider.follow([AllowList(groups=frozenset({"github:Other/Team"}))])
-    assert scope() == ["read:user user:email read:org"]
-    provider.follow([AllowList(users=frozenset({"octocat"}))])
-    assert scope() == ["read:user user:email"]
+    assert asyncio.run(scope_of(provider)) == ["read:user user:email"]
+    provider.follow(["github:other/team"])
+    assert asyncio.run(scope_of(provider)) == ["read:user user:email read:org"]
+    provider.follow(["okta:other/team"])
+    assert asyncio.run(scope_of(provider)) == ["read:user user:email"]

@@ -1,5 +1,6 @@
 """Everything that the routes work with, built once from configuration."""
 
+import ssl
 from dataclasses import dataclass
 
 import httpx
@@ -11,7 +12,6 @@ from gatehouse_auth.check import Answer
 from gatehouse_auth.clients import Clients
 from gatehouse_auth.documents import Documents, Fetcher
 from gatehouse_auth.identity.base import (
-    MACHINES,
     AccessRules,
     Identity,
     PasswordProvider,
@@ -21,10 +21,11 @@ from gatehouse_auth.identity.base import (
 from gatehouse_auth.identity.github import GitHub
 from gatehouse_auth.identity.local import LocalUsers
 from gatehouse_auth.identity.machines import Machines
+from gatehouse_auth.identity.oidc import OpenID
 from gatehouse_auth.keyring import Keyring
 from gatehouse_auth.limits import Limiter, Rate, address_key
 from gatehouse_auth.pages import Pages
-from gatehouse_auth.settings import Secrets, Settings
+from gatehouse_auth.settings import MACHINES, Secrets, Settings
 from gatehouse_auth.store import Store, connect
 from gatehouse_auth.verifier import Findings
 
@@ -81,11 +82,10 @@ class Context:
 
     def reconfigure(self, settings: Settings) -> None:
         """Protect other resources from now on. What was found of tokens is found again by the new rules."""
-        lists = settings.allow_lists
         self.settings = settings
+        self.rules = AccessRules(settings.providers, settings.allow_lists)
         for provider in self.redirect_providers.values():
-            provider.follow(lists.values())
-        self.rules = AccessRules(settings.providers, lists)
+            provider.follow(self.rules.groups)
         self.findings.clear()
 
     async def revoke(self, identifier: str) -> None:
@@ -113,17 +113,21 @@ def build(settings: Settings, secrets: Secrets, log: Log) -> Context:
         refresh_seconds=settings.refresh_token_seconds,
         grace_seconds=settings.refresh_grace_seconds,
     )
-    http = httpx.AsyncClient(timeout=10.0, follow_redirects=False)
-    lists, providers = settings.allow_lists, settings.providers
+    # The host's own certificates count: an operator's provider may well be of a private authority.
+    http = httpx.AsyncClient(timeout=10.0, follow_redirects=False, verify=ssl.create_default_context())
+    providers = settings.providers
+    rules = AccessRules(providers, settings.allow_lists)
     redirect: dict[str, RedirectProvider] = {}
     if providers.github is not None:
         redirect["github"] = GitHub(
-            providers.github,
-            secrets.github_client_secret,
-            f"{settings.issuer}/signin/github/callback",
-            http,
+            providers.github, secrets.github_client_secret, _callback(settings, "github"), http
         )
-        redirect["github"].follow(lists.values())
+    for name, provider in providers.oidc.items():
+        redirect[name] = OpenID(
+            name, provider, secrets.oidc_client_secrets[name], _callback(settings, name), http
+        )
+    for upstream in redirect.values():
+        upstream.follow(rules.groups)
     documents = Documents(store, settings.custom_redirects, Fetcher()) if settings.client_documents else None
     return Context(
         settings=settings,
@@ -131,7 +135,7 @@ def build(settings: Settings, secrets: Secrets, log: Log) -> Context:
         store=store,
         clients=Clients(settings, secrets, store, documents),
         documents=documents,
-        rules=AccessRules(providers, lists),
+        rules=rules,
         password_providers={"local": LocalUsers(providers.local, secrets.users)} if providers.local else {},
         redirect_providers=redirect,
         machines=Machines(settings.clients),
@@ -142,6 +146,10 @@ def build(settings: Settings, secrets: Secrets, log: Log) -> Context:
         http=http,
         connections=(commands, stream),
     )
+
+
+def _callback(settings: Settings, provider: str) -> str:
+    return f"{settings.issuer}/signin/{provider}/callback"
 
 
 def context_of(request: Request) -> Context:

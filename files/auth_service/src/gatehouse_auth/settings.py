@@ -26,10 +26,13 @@ from gatehouse_service.configuration import PREFIX, ConfigurationError, DrainSec
 
 SERVICE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
 LOCAL_USER = re.compile(r"[A-Za-z0-9._@+-]{1,128}\Z")
+PROVIDER_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
 SCOPE_TOKEN = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+\Z")
 
 # The subject of the health probe's tokens; no person may have this name.
 PROBE = "gatehouse-probe"
+# The provider of those who are no people.
+MACHINES = "client"
 
 
 def _origin(value: str) -> str:
@@ -71,6 +74,13 @@ def _base_url(value: str) -> str:
     if not parts.hostname or parts.scheme not in (("https", "http") if loopback else ("https",)):
         raise ValueError("must be an https URL (http only on a loopback address)")
     return value.rstrip("/")
+
+
+def _issuer_url(value: str) -> str:
+    # As it is written, trailing slash or not: an issuer is compared character by character.
+    if _base_url(value) != value.rstrip("/") or "?" in value or "#" in value:
+        raise ValueError("must be the provider's issuer, without a query or a fragment")
+    return value
 
 
 def _scopes(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -132,15 +142,69 @@ class GitHubProvider(_Model):
     api_url: Annotated[str, AfterValidator(_base_url)] = "https://api.github.com"
 
 
-class Providers(_Model):
-    local: LocalProvider | None = None
-    github: GitHubProvider | None = None
+class OpenIDProvider(_Model):
+    """An OpenID provider, found by discovery. `trust_emails`: its addresses count although it does not say
+    that it has verified them."""
+
+    title: str = ""
+    issuer: Annotated[str, AfterValidator(_issuer_url)]
+    client_id: str = Field(min_length=1)
+    scopes: tuple[str, ...] = ("openid", "profile", "email")
+    groups_claim: str = "groups"
+    trust_emails: bool = False
 
     @model_validator(mode="after")
-    def _one_at_least(self) -> Self:
-        if self.local is None and self.github is None:
-            raise ValueError("must name at least one identity provider")
+    def _consistent(self) -> Self:
+        if "openid" not in self.scopes or not all(SCOPE_TOKEN.match(scope) for scope in self.scopes):
+            raise ValueError("scopes: must be scope tokens, openid among them")
         return self
+
+
+class Providers(_Model):
+    """Where people sign in. OpenID providers have names of the operator's own."""
+
+    local: LocalProvider | None = None
+    github: GitHubProvider | None = None
+    oidc: dict[str, OpenIDProvider] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.names:
+            raise ValueError("must name at least one identity provider")
+        for name in self.oidc:
+            if not PROVIDER_NAME.match(name) or name in ("local", "github", "oidc", "probe", MACHINES):
+                raise ValueError(
+                    "oidc: a provider's name has lower-case letters, digits and -, and is none of"
+                    f" local, github, oidc, probe, {MACHINES}"
+                )
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        """Their names, which stand before the colon in the names of people and groups."""
+        fixed = [name for name in ("local", "github") if getattr(self, name) is not None]
+        return [*fixed, *self.oidc]
+
+    def qualified(self, entry: str) -> str:
+        """An allow-list's entry as people and groups are named: `<provider>:<name>`, or a local name.
+
+        An entry without a provider is a local one where there are local users, and otherwise of the only
+        provider there is.
+
+        Raises:
+            ValueError: it could be of several providers, or is of one that is not configured.
+        """
+        provider, colon, name = entry.partition(":")
+        if not colon:
+            provider, name = "local" if self.local is not None else self.names[0], entry
+            if self.local is None and len(self.names) > 1:
+                raise ValueError("a name could be of several providers; write <provider>:<name>")
+        if provider not in self.names:
+            raise ValueError("a name is of a provider that is not configured")
+        if provider == "local":
+            return name
+        # GitHub's names mean the same in any case. A subject (OpenID Connect Core section 2) does not.
+        return f"{provider}:{name.lower() if provider == 'github' else name}"
 
 
 class StaticClient(_Model):
@@ -192,6 +256,12 @@ class Settings(BaseSettings):
         identifiers = [resource.resource for resource in self.resources.values()]
         if len(set(identifiers)) != len(identifiers):
             raise ValueError("resources: two services have the same resource")
+        for allow in self.allow_lists.values():
+            for entry in (*allow.users, *allow.groups):
+                try:
+                    self.providers.qualified(entry)
+                except ValueError as error:
+                    raise ValueError(f"allow: {error}") from None
         if urlsplit(self.redis_url).password:
             raise ValueError("redis_url: the password belongs into the credential redis_password")
         return self
@@ -221,6 +291,7 @@ class Secrets:
     keyring: Keyring
     redis_password: str = field(repr=False)
     github_client_secret: str = field(repr=False)
+    oidc_client_secrets: dict[str, str] = field(repr=False)
     users: dict[str, LocalUser] = field(repr=False)
     clients: dict[str, str] = field(repr=False)
 
@@ -248,6 +319,9 @@ def load_secrets(settings: Settings) -> Secrets:
         keyring=credentials.keyring(),
         redis_password=credentials.text("redis_password"),
         github_client_secret=credentials.text("github_client_secret") if settings.providers.github else "",
+        oidc_client_secrets={
+            name: credentials.text(f"oidc_{name}_client_secret") for name in settings.providers.oidc
+        },
         users=credentials.users() if settings.providers.local else {},
         clients={
             client_id: credentials.text(f"client_{client_id}")

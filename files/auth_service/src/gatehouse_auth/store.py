@@ -50,6 +50,7 @@ class Flow:
     code_challenge: str
     browser: str
     consented: bool = False
+    upstream: str = ""
     upstream_state: str = ""
     upstream_verifier: str = ""
 

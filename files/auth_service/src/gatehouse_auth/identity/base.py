@@ -1,14 +1,12 @@
 """The identity that providers vouch for, and what a provider is."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self
 
-from gatehouse_auth.settings import AllowList, Providers
+from gatehouse_auth.settings import MACHINES, AllowList, Providers
 
-# The provider of those who are no people.
-MACHINES = "client"
 CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 
 
@@ -72,14 +70,18 @@ class PasswordProvider(Provider, Protocol):
 class RedirectProvider(Provider, Protocol):
     """A provider that the browser is sent to."""
 
-    def authorization_url(self, state: str, verifier: str) -> str:
-        """Where to send the browser. `verifier` is the PKCE secret (RFC 7636) that `finish` will need."""
+    async def authorization_url(self, state: str, verifier: str) -> str:
+        """Where to send the browser. `verifier` is the PKCE secret (RFC 7636) that `finish` will need.
 
-    def follow(self, lists: Iterable[AllowList]) -> None:
-        """From now on, find out the groups that these allow-lists name."""
+        Raises:
+            ProviderUnavailable: it could not be asked.
+        """
 
-    async def finish(self, code: str, verifier: str) -> Identity:
-        """Trade the provider's code for an identity.
+    def follow(self, groups: Iterable[str]) -> None:
+        """From now on, find out these groups, named as in an identity; others are none of our business."""
+
+    async def finish(self, answer: Mapping[str, str], verifier: str) -> Identity:
+        """Trade the provider's authorization response for an identity.
 
         Raises:
             SignInDenied: the provider does not vouch for this person.
@@ -87,30 +89,39 @@ class RedirectProvider(Provider, Protocol):
         """
 
 
-class AccessRules:
-    """Allow-lists, made so that one look-up answers.
+def code_of(answer: Mapping[str, str]) -> str:
+    """The code of a provider's authorization response (RFC 6749 section 4.1.2).
 
-    An entry without a colon names a local user or group where local users exist, and otherwise one of the
-    only provider.
+    Raises:
+        SignInDenied: the person, or the provider, said no.
+        ProviderUnavailable: the provider says that it cannot answer now.
     """
+    if answer.get("error") in ("server_error", "temporarily_unavailable"):
+        raise ProviderUnavailable(answer["error"])
+    if not answer.get("code") or "error" in answer:
+        raise SignInDenied("the sign-in was cancelled")
+    return answer["code"]
+
+
+class AccessRules:
+    """Allow-lists, made so that one look-up answers."""
 
     def __init__(self, providers: Providers, lists: dict[str, AllowList]) -> None:
-        others = [name for name in ("github",) if getattr(providers, name) is not None]
-        self._prefix = "" if providers.local is not None else f"{others[0]}:"
         self._rules = {
             service: (
-                frozenset(self._qualified(user) for user in allow.users),
+                frozenset(providers.qualified(user) for user in allow.users),
                 allow.emails,
-                frozenset(self._qualified(group) for group in allow.groups),
+                frozenset(providers.qualified(group) for group in allow.groups),
                 allow.everyone,
                 frozenset(f"{MACHINES}:{client}" for client in allow.clients),
             )
             for service, allow in lists.items()
         }
 
-    def _qualified(self, entry: str) -> str:
-        name = entry if ":" in entry else f"{self._prefix}{entry}"
-        return name.lower() if ":" in name else name
+    @property
+    def groups(self) -> frozenset[str]:
+        """Every group that any allow-list names."""
+        return frozenset().union(*(groups for _, _, groups, _, _ in self._rules.values()))
 
     def allows(self, service: str, identity: Identity) -> bool:
         """Whether this person may use the service. A machine has to be named: it is not one of everyone."""

@@ -7,14 +7,14 @@ what else a person belongs to is none of the gateway's business.
 
 import hashlib
 from base64 import urlsafe_b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
 import httpx
 
-from gatehouse_auth.identity.base import CONTROL, Identity, ProviderUnavailable, SignInDenied
-from gatehouse_auth.settings import AllowList, GitHubProvider
+from gatehouse_auth.identity.base import CONTROL, Identity, ProviderUnavailable, SignInDenied, code_of
+from gatehouse_auth.settings import GitHubProvider
 
 PAGE = 100
 PAGES = 10
@@ -38,12 +38,13 @@ class GitHub:
         self._groups = self._required
         self._http = http
 
-    def follow(self, lists: Iterable[AllowList]) -> None:
-        """Ask for the organisations and teams that these allow-lists name as well."""
-        allowed = {group.removeprefix("github:").lower() for allow in lists for group in allow.groups}
-        self._groups = self._required | allowed
+    def follow(self, groups: Iterable[str]) -> None:
+        """Ask for these organisations and teams as well."""
+        self._groups = self._required | {
+            group.removeprefix("github:") for group in groups if group.startswith("github:")
+        }
 
-    def authorization_url(self, state: str, verifier: str) -> str:
+    async def authorization_url(self, state: str, verifier: str) -> str:
         """GitHub's authorization endpoint with our request (RFC 6749 section 4.1.1, RFC 7636)."""
         digest = hashlib.sha256(verifier.encode()).digest()
         query = {
@@ -56,13 +57,14 @@ class GitHub:
         }
         return f"{self._settings.base_url}/login/oauth/authorize?{urlencode(query)}"
 
-    async def finish(self, code: str, verifier: str) -> Identity:
+    async def finish(self, answer: Mapping[str, str], verifier: str) -> Identity:
         """Who GitHub says this is.
 
         Raises:
-            SignInDenied: the code is not good, or the person is in none of the required organisations.
+            SignInDenied: there is no good code, or the person is in none of the required organisations.
             ProviderUnavailable: GitHub does not answer, or not as GitHub does.
         """
+        code = code_of(answer)
         try:
             token = await self._token(code, verifier)
             person = await self._get("/user", token)

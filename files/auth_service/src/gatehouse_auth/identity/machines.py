@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from gatehouse_auth.identity.base import MACHINES, Identity
-from gatehouse_auth.settings import StaticClient
+from gatehouse_auth.identity.base import Identity
+from gatehouse_auth.settings import MACHINES, StaticClient
 
 
 class Machines:

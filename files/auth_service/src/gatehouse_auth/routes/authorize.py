@@ -100,7 +100,7 @@ async def consent(request: Request) -> Response:
     title = resource.title or flow.service
     return context.pages.render(
         "consent.html",
-        form_action=form_targets(context, flow),
+        form_action=[redirects.form_action(flow.redirect_uri)],
         title=f"Allow {flow.client_name} to use {title}?",
         client_name=flow.client_name,
         vouched=redirects.host(flow.client_id) if flow.client_id.startswith("https://") else "",
@@ -173,15 +173,6 @@ async def submitted_flow(request: Request) -> tuple[str, Flow, Parameters]:
     if not hmac.compare_digest(csrf.encode(), fields.data.get("csrf", "").encode()):
         expired()
     return flow_id, flow, fields
-
-
-def form_targets(context: Context, flow: Flow) -> list[str]:
-    """Where a form of this sign-in may lead in the end."""
-    upstream = context.settings.providers.github
-    return [
-        redirects.form_action(flow.redirect_uri),
-        *([redirects.form_action(upstream.base_url)] if upstream else []),
-    ]
 
 
 def request_of(context: Context, flow: Flow) -> OAuthRequest:

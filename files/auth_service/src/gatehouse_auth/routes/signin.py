@@ -8,6 +8,7 @@ from authlib.oauth2.rfc6749 import AccessDeniedError, OAuth2Error
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
+from gatehouse_auth import redirects
 from gatehouse_auth.context import Context, client_address, context_of
 from gatehouse_auth.identity.base import Identity, ProviderUnavailable, SignInDenied
 from gatehouse_auth.oauth.server import Transaction, new_secret
@@ -16,7 +17,6 @@ from gatehouse_auth.routes.authorize import (
     browser_flow,
     cookie_name,
     expired,
-    form_targets,
     refuse,
     request_of,
     submitted_flow,
@@ -43,13 +43,18 @@ async def sign_in(request: Request, provider: str) -> Response:
         raise PageError("There is no such way to sign in", "Start again from the app.", 404)
     limit(request, "authorize")
     state, verifier = new_secret(), new_secret(48)
-    if not await context.store.update_flow(
-        flow_id, replace(flow, upstream_state=state, upstream_verifier=verifier)
-    ):
+    try:
+        url = await upstream.authorization_url(f"{flow_id}.{state}", verifier)
+    except ProviderUnavailable as error:
+        return await _unavailable(context, flow_id, flow, provider, error)
+    sent = replace(flow, upstream=provider, upstream_state=state, upstream_verifier=verifier)
+    if not await context.store.update_flow(flow_id, sent):
         expired()
-    return RedirectResponse(
-        upstream.authorization_url(f"{flow_id}.{state}", verifier), 303, {"Cache-Control": "no-store"}
-    )
+    page = context.pages.render("leave.html", title=f"Continue to {upstream.title}", url=url)
+    # A redirect would still count as the answer to the consent form, whose policy would have to name every
+    # host that the provider redirects to in turn (CSP level 3, form-action).
+    page.headers["Refresh"] = f"0; url={url}"
+    return page
 
 
 @router.post("/signin/{provider}")
@@ -85,7 +90,7 @@ async def check_password(request: Request, provider: str) -> Response:
 
 @router.get("/signin/{provider}/callback")
 async def callback(request: Request, provider: str) -> Response:
-    """The browser comes back from a provider. Nothing of its answer but code, error and state is read."""
+    """The browser comes back from a provider. Of its answer only code, error, iss and state are read."""
     context = context_of(request)
     upstream = context.redirect_providers.get(provider)
     flow_id, _, state = request.query_params.get("state", "").partition(".")
@@ -93,6 +98,7 @@ async def callback(request: Request, provider: str) -> Response:
     if (
         upstream is None
         or not flow.consented
+        or flow.upstream != provider
         or not flow.upstream_state
         or not hmac.compare_digest(flow.upstream_state.encode(), state.encode())
     ):
@@ -101,21 +107,26 @@ async def callback(request: Request, provider: str) -> Response:
     if not await context.store.update_flow(flow_id, replace(flow, upstream_state="")):
         expired()
     try:
-        if "code" not in request.query_params:
-            raise SignInDenied("the sign-in was cancelled")
-        identity = await upstream.finish(request.query_params["code"], flow.upstream_verifier)
+        identity = await upstream.finish(request.query_params, flow.upstream_verifier)
     except SignInDenied as error:
         context.log.event(
             "signin", outcome="deny", provider=provider, client=flow.client_id, reason=error.reason
         )
         return await refuse(context, flow_id, flow, AccessDeniedError(f"{upstream.title}: {error.reason}."))
     except ProviderUnavailable as error:
-        context.log.event(
-            "signin", "error", outcome="unknown", provider=provider, client=flow.client_id, reason=str(error)
-        )
-        unavailable = OAuth2Error("The identity provider does not answer.", error="temporarily_unavailable")
-        return await refuse(context, flow_id, flow, unavailable)
+        return await _unavailable(context, flow_id, flow, provider, error)
     return await _finish(context, flow_id, flow, identity)
+
+
+async def _unavailable(
+    context: Context, flow_id: str, flow: Flow, provider: str, error: ProviderUnavailable
+) -> Response:
+    """End a sign-in that its provider cannot take part in. The client may begin another."""
+    context.log.event(
+        "signin", "error", outcome="unknown", provider=provider, client=flow.client_id, reason=str(error)
+    )
+    answer = OAuth2Error("The identity provider does not answer.", error="temporarily_unavailable")
+    return await refuse(context, flow_id, flow, answer)
 
 
 def _form(
@@ -131,7 +142,7 @@ def _form(
     return context.pages.render(
         "signin.html",
         status,
-        form_targets(context, flow),
+        [redirects.form_action(flow.redirect_uri)],
         title="Sign in",
         client_name=flow.client_name,
         service_title=context.settings.resources[flow.service].title or flow.service,
@@ -161,7 +172,7 @@ async def _finish(context: Context, flow_id: str, flow: Flow, identity: Identity
     code = Code(
         Grant(
             client_id=flow.client_id,
-            identity=current,
+            identity=identity,
             service=flow.service,
             resource=context.settings.resources[flow.service].resource,
             scope=flow.scope,

@@ -1,0 +1,341 @@
+"""Any OpenID provider, found by discovery (OpenID Connect Core 1.0 and Discovery 1.0), asked once at sign-in.
+
+Nothing that the provider gives outlives the sign-in. A person is `<provider>:<sub>`, since nothing else that
+a provider says of a person stays the same; groups are `<provider>:<group>`, and only those that an allow-list
+names leave this service. The provider is trusted for who people are, not for being well: its answers are
+bounded in size and time, and one that makes no sense is an outage.
+"""
+
+import asyncio
+import hashlib
+import json
+import re
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote_plus, urlencode, urlsplit
+
+import httpx
+from authlib.oidc.core import CodeIDToken
+from joserfc import jws, jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey, Key, OKPKey, RSAKey, import_key
+
+from gatehouse_auth.identity.base import CONTROL, Identity, ProviderUnavailable, SignInDenied, code_of
+from gatehouse_auth.settings import OpenIDProvider
+
+# Signatures by which a provider can be told from others: none with a shared secret, and never `none`.
+ALGORITHMS = ("ES256", "ES384", "ES512", "EdDSA", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512")
+LEEWAY_SECONDS = 60
+ANSWER_SECONDS = 10.0
+ANSWER_LIMIT = 1024 * 1024
+# How long the provider's description and keys are taken as they are; how soon a failure is tried again, and
+# how often a key that is not known lets the keys be read again.
+FRESH_SECONDS = 3600.0
+PAUSE_SECONDS = 5.0
+SUBJECT = re.compile(r"[\x21-\x7e]{1,255}\Z")
+GROUPS = 1000
+TEXT = 256
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What discovery says of a provider, as far as it is needed (Discovery section 3)."""
+
+    authorization_endpoint: str
+    token_endpoint: str
+    jwks_uri: str
+    userinfo_endpoint: str
+    end_session_endpoint: str
+    basic: bool
+    algorithms: tuple[str, ...]
+    names_issuer: bool
+
+
+class OpenID:
+    """The authorization code flow, and who the person is."""
+
+    def __init__(
+        self, name: str, settings: OpenIDProvider, secret: str, callback: str, http: httpx.AsyncClient
+    ) -> None:
+        self.title = settings.title or urlsplit(settings.issuer).netloc
+        self._name = name
+        self._settings = settings
+        self._secret = secret
+        self._callback = callback
+        self._http = http
+        self._followed: frozenset[str] = frozenset()
+        self._description = _Kept(self._describe)
+        self._keys = _Kept(self._fetch_keys)
+
+    def follow(self, groups: Iterable[str]) -> None:
+        """Let these groups, and no others, be seen outside."""
+        self._followed = frozenset(groups)
+
+    def current(self, identity: Identity) -> Identity | None:
+        """What was true at sign-in, with the groups that count now."""
+        return replace(identity, groups=tuple(group for group in identity.groups if group in self._followed))
+
+    async def authorization_url(self, state: str, verifier: str) -> str:
+        """The provider's authorization endpoint with our request (Core section 3.1.2.1, RFC 7636)."""
+        endpoint = (await self._description.get()).authorization_endpoint
+        query = {
+            "response_type": "code",
+            "client_id": self._settings.client_id,
+            "redirect_uri": self._callback,
+            "scope": " ".join(self._settings.scopes),
+            "state": state,
+            "nonce": _nonce(verifier),
+            "code_challenge": _digest(verifier),
+            "code_challenge_method": "S256",
+        }
+        return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(query)}"
+
+    async def finish(self, answer: Mapping[str, str], verifier: str) -> Identity:
+        """Who the provider says this is.
+
+        Raises:
+            SignInDenied: there is no code, or not a good one, or another provider has sent it.
+            ProviderUnavailable: the provider does not answer, or says what no provider of OpenID says.
+        """
+        description = await self._description.get()
+        # Before the code goes anywhere: whose it is (RFC 9207 section 2.4).
+        issuer = answer.get("iss")
+        if issuer != self._settings.issuer and (issuer is not None or description.names_issuer):
+            raise SignInDenied("the answer came from somewhere else")
+        tokens = await self._tokens(description, code_of(answer), verifier)
+        claims = await self._id_token(description, tokens, verifier)
+        wanted = {"name", "email", self._settings.groups_claim}
+        access_token = tokens.get("access_token")
+        if not wanted <= claims.keys() and description.userinfo_endpoint and isinstance(access_token, str):
+            claims = {**await self._userinfo(description, access_token, claims["sub"]), **claims}
+        return self._identity(claims)
+
+    def _identity(self, claims: Mapping[str, Any]) -> Identity:
+        subject, groups = claims["sub"], claims.get(self._settings.groups_claim)
+        if not isinstance(subject, str) or not SUBJECT.match(subject):
+            raise ProviderUnavailable("id_token: sub")
+        groups = [groups] if isinstance(groups, str) else groups if isinstance(groups, list) else []
+        named = sorted({_text(group) for group in groups if isinstance(group, str)} - {""})[:GROUPS]
+        email = _text(claims.get("email"))
+        # An address that the person has merely typed must open no allow-list. Some providers write a string.
+        if not self._settings.trust_emails and claims.get("email_verified") not in (True, "true"):
+            email = ""
+        return Identity(
+            self._name,
+            f"{self._name}:{subject}",
+            _text(claims.get("name")) or _text(claims.get("preferred_username")) or email or subject,
+            email,
+            tuple(f"{self._name}:{group}" for group in named),
+        )
+
+    async def _tokens(self, description: Description, code: str, verifier: str) -> dict[str, Any]:
+        """The token response (Core section 3.1.3)."""
+        form = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": self._callback,
+            "code_verifier": verifier,
+        }
+        basic = None
+        if description.basic:
+            # Both parts are form-encoded first (RFC 6749 section 2.3.1).
+            basic = httpx.BasicAuth(quote_plus(self._settings.client_id), quote_plus(self._secret))
+        else:
+            form |= {"client_id": self._settings.client_id, "client_secret": self._secret}
+        status, tokens = await self._ask("POST", description.token_endpoint, data=form, auth=basic)
+        if status == 400 and tokens.get("error") == "invalid_grant":
+            raise SignInDenied("the sign-in expired")
+        if status != 200:
+            raise ProviderUnavailable(f"token endpoint: {status}")
+        return tokens
+
+    async def _id_token(
+        self, description: Description, tokens: Mapping[str, Any], verifier: str
+    ) -> dict[str, Any]:
+        """The ID token's claims, once everything about it is right (Core section 3.1.3.7)."""
+        token = tokens.get("id_token")
+        if not isinstance(token, str):
+            raise ProviderUnavailable("id_token: missing")
+        try:
+            header = jws.extract_compact(token.encode()).headers()
+            algorithm, kid = header["alg"], header.get("kid")
+            if algorithm not in description.algorithms:
+                raise ProviderUnavailable("id_token: alg")
+            key = _matching(await self._keys.get(), algorithm, kid)
+            if key is None:
+                key = _matching(await self._keys.again(), algorithm, kid)
+            if key is None:
+                raise ProviderUnavailable("id_token: kid")
+            decoded = jwt.decode(token, key, algorithms=[algorithm])
+            claims = CodeIDToken(
+                decoded.claims,
+                decoded.header,
+                {
+                    "iss": {"essential": True, "value": self._settings.issuer},
+                    "aud": {"essential": True, "value": self._settings.client_id},
+                },
+                {
+                    "nonce": _nonce(verifier),
+                    "client_id": self._settings.client_id,
+                    "access_token": tokens.get("access_token"),
+                },
+            )
+            claims.validate(leeway=LEEWAY_SECONDS)
+        except JoseError as error:
+            raise ProviderUnavailable(f"id_token: {error.error}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ProviderUnavailable(f"id_token: {type(error).__name__}") from None
+        audience = claims["aud"]
+        if isinstance(audience, list) and len(audience) > 1 and "azp" not in claims:
+            raise ProviderUnavailable("id_token: azp")
+        return dict(claims)
+
+    async def _userinfo(self, description: Description, access_token: str, subject: str) -> dict[str, Any]:
+        """What the ID token left out (Core section 5.3)."""
+        status, claims = await self._ask(
+            "GET", description.userinfo_endpoint, headers={"Authorization": f"Bearer {access_token}"}
+        )
+        if status != 200 or claims.get("sub") != subject:
+            raise ProviderUnavailable(f"userinfo endpoint: {status}")
+        return claims
+
+    async def _describe(self) -> Description:
+        """Discovery (Discovery section 4)."""
+        issuer = self._settings.issuer
+        status, found = await self._ask("GET", f"{issuer.rstrip('/')}/.well-known/openid-configuration")
+        if status != 200 or found.get("issuer") != issuer:
+            raise ProviderUnavailable("discovery: not this issuer's")
+        supported = found.get("id_token_signing_alg_values_supported")
+        algorithms = tuple(name for name in ALGORITHMS if isinstance(supported, list) and name in supported)
+        methods = found.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
+        if not isinstance(methods, list) or not {"client_secret_basic", "client_secret_post"} & {*methods}:
+            raise ProviderUnavailable("discovery: token_endpoint_auth_methods_supported")
+        return Description(
+            authorization_endpoint=self._endpoint(found, "authorization_endpoint"),
+            token_endpoint=self._endpoint(found, "token_endpoint"),
+            jwks_uri=self._endpoint(found, "jwks_uri"),
+            userinfo_endpoint=self._endpoint(found, "userinfo_endpoint", optional=True),
+            end_session_endpoint=self._endpoint(found, "end_session_endpoint", optional=True),
+            basic="client_secret_basic" in methods,
+            algorithms=algorithms or ("RS256",),
+            names_issuer=found.get("authorization_response_iss_parameter_supported") is True,
+        )
+
+    def _endpoint(self, found: Mapping[str, Any], name: str, *, optional: bool = False) -> str:
+        url = found.get(name)
+        if url is None and optional:
+            return ""
+        # No clear text, unless the whole provider is on this machine (settings allow that for no other).
+        scheme = urlsplit(self._settings.issuer).scheme
+        if not isinstance(url, str) or not re.match(r"https?://[\x21-\x7e]+\Z", url) or "#" in url:
+            raise ProviderUnavailable(f"discovery: {name}")
+        if url.startswith("http:") and scheme != "http":
+            raise ProviderUnavailable(f"discovery: {name}")
+        return url
+
+    async def _fetch_keys(self) -> list[Key]:
+        status, found = await self._ask("GET", (await self._description.get()).jwks_uri)
+        listed = found.get("keys")
+        if status != 200 or not isinstance(listed, list):
+            raise ProviderUnavailable("jwks")
+        keys: list[Key] = []
+        for jwk in listed:
+            try:
+                key = import_key(jwk)
+            except (JoseError, ValueError, KeyError, TypeError, AttributeError):
+                continue  # of a kind that we do not know
+            if isinstance(key, RSAKey | ECKey | OKPKey) and key.get("use", "sig") == "sig":
+                keys.append(key)
+        return keys
+
+    async def _ask(self, method: str, url: str, **request: Any) -> tuple[int, dict[str, Any]]:
+        """A JSON answer, whatever its status; an answer that is none counts as empty.
+
+        Raises:
+            ProviderUnavailable: no answer in time, or more of it than can be.
+        """
+        body = bytearray()
+        request["headers"] = {"Accept": "application/json", **request.get("headers", {})}
+        try:
+            async with (
+                asyncio.timeout(ANSWER_SECONDS),
+                self._http.stream(method, url, **request) as response,
+            ):
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    if len(body) > ANSWER_LIMIT:
+                        raise ProviderUnavailable("an answer is too large")
+            content = json.loads(body)
+        except (httpx.HTTPError, TimeoutError) as error:
+            raise ProviderUnavailable(type(error).__name__) from error
+        except (ValueError, RecursionError):
+            content = None
+        return response.status_code, content if isinstance(content, dict) else {}
+
+
+class _Kept(Generic[T]):
+    """Something of the provider's that is fetched when needed and kept for a while. The last good one stays
+    in use when it cannot be fetched; a failure is everyone's for a moment, so that nobody queues for it."""
+
+    def __init__(self, fetch: Callable[[], Awaitable[T]]) -> None:
+        self._fetch = fetch
+        self._value: T | None = None
+        self._fetched = self._tried = -FRESH_SECONDS
+        self._lock = asyncio.Lock()
+
+    async def get(self) -> T:
+        """The thing, fresh enough."""
+        return await self._within(FRESH_SECONDS)
+
+    async def again(self) -> T:
+        """The thing, fetched anew unless it just was."""
+        return await self._within(PAUSE_SECONDS)
+
+    async def _within(self, seconds: float) -> T:
+        if self._value is not None and time.monotonic() - self._fetched < seconds:
+            return self._value
+        async with self._lock:
+            if time.monotonic() - self._tried >= PAUSE_SECONDS:
+                try:
+                    self._value = await self._fetch()
+                    self._fetched = time.monotonic()
+                except ProviderUnavailable:
+                    if self._value is None:
+                        raise
+                finally:
+                    self._tried = time.monotonic()
+            if self._value is None:
+                raise ProviderUnavailable("did not answer a moment ago")
+            return self._value
+
+
+def _matching(keys: Iterable[Key], algorithm: str, kid: Any) -> Key | None:
+    """The one key that a signature of this algorithm and key id can be by."""
+    kind = {"ES": ECKey, "Ed": OKPKey}.get(algorithm[:2], RSAKey)
+    fitting = [
+        key
+        for key in keys
+        if isinstance(key, kind)
+        and key.get("alg", algorithm) == algorithm
+        and (kid is None or key.get("kid") == kid)
+    ]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _digest(text: str) -> str:
+    return urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+
+
+def _nonce(verifier: str) -> str:
+    """What ties the ID token to this browser's sign-in. The verifier is such a secret already, and cannot be
+    found from this."""
+    return _digest(f"nonce {verifier}")
+
+
+def _text(value: Any) -> str:
+    """A claim as it can be shown and sent on."""
+    return CONTROL.sub(" ", value)[:TEXT].strip() if isinstance(value, str) else ""
