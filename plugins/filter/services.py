@@ -299,6 +299,11 @@ def client_secrets(clients: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
+def openid_secrets(secrets: Mapping[str, str]) -> dict[str, str]:
+    """The secrets of our clients at OpenID providers, by the name of the credential."""
+    return {f"oidc_{name}_client_secret": str(secret) for name, secret in sorted(secrets.items())}
+
+
 def service_urls(services: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Public URL of each service."""
     return {name: str(service["url"]) for name, service in sorted(services.items())}
@@ -318,6 +323,7 @@ class FilterModule:
             "edge_services": edge_services,
             "endpoints": endpoints,
             "listen_address": listen_address,
+            "openid_secrets": openid_secrets,
             "peer_address": peer_address,
             "service_components": service_components,
             "service_environments": service_environments,

@@ -44,9 +44,22 @@ CLIENT: dict[str, dict[str, Any]] = {
         "default": ["authorization_code", "refresh_token"],
     },
 }
+# One entry of gatehouse_providers.oidc. Its secret stands apart, where a vault can hold it.
+OPENID: dict[str, dict[str, Any]] = {
+    "issuer": {"type": "str", "required": True},
+    "client_id": {"type": "str", "required": True},
+    "title": {"type": "str"},
+    "scopes": {"type": "list", "elements": "str"},
+    "groups_claim": {"type": "str"},
+    "trust_emails": {"type": "bool"},
+}
+PROVIDER_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
+# Providers that are there without a name of the operator's, and other words that stand before a colon.
+PROVIDERS_TAKEN = ("local", "github", "oidc", "probe", "client")
 ALLOW = ("users", "emails", "groups", "clients", "everyone")
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+ISSUER = re.compile(r"https://[^\s?#@]+")
 ORIGIN = re.compile(r"https?://[a-z0-9.-]+(?::\d+)?|null")
 
 NPM_PACKAGE = re.compile(
@@ -218,6 +231,7 @@ class Inspector:
         self.check_tls(host, given)
         self.check_traefik(host, given)
         self.check_providers(host, given)
+        self.check_names(host, given)
         self.check_clients(host, given)
         password = given.get("gatehouse_redis_password")
         if password is not None and len(str(password)) < REDIS_PASSWORD_MIN:
@@ -277,9 +291,12 @@ class Inspector:
         """At least one identity provider, each with what it needs."""
         providers = given.get("gatehouse_providers") or {}
         if not providers:
-            self.problem("gatehouse_providers: nobody could sign in; configure github or local", host)
+            self.problem("gatehouse_providers: nobody could sign in; configure oidc, github or local", host)
         if not isinstance(providers, Mapping):
             return
+        self._check_openid(
+            host, providers.get("oidc") or {}, given.get("gatehouse_oidc_client_secrets") or {}
+        )
         if "github" in providers and len(str(given.get("gatehouse_github_client_secret") or "")) < 20:
             self.problem(
                 "gatehouse_github_client_secret: is missing or too short; set the OAuth App's client secret",
@@ -297,6 +314,82 @@ class Inspector:
                         " make one with `python -m gatehouse_auth.admin hash-password`",
                         host,
                     )
+
+    def _check_openid(self, host: str, providers: Any, secrets: Any) -> None:
+        """OpenID providers have a name, an issuer, and a secret."""
+        if not isinstance(providers, Mapping) or not isinstance(secrets, Mapping):
+            self.problem(
+                "gatehouse_providers.oidc: it and gatehouse_oidc_client_secrets are mappings by the provider's name;"
+                " write <name>: below each",
+                host,
+            )
+            return
+        for name, provider in providers.items():
+            where = f"gatehouse_providers.oidc.{name}"
+            if not PROVIDER_NAME.fullmatch(str(name)) or name in PROVIDERS_TAKEN:
+                self.problem(
+                    f"{where}: a provider's name has lower-case letters, digits and -, and is none of"
+                    f" {', '.join(PROVIDERS_TAKEN)}; choose another",
+                    host,
+                )
+            if not isinstance(provider, Mapping):
+                self.problem(f"{where}: is not a mapping; write issuer: and client_id: below it", host)
+                continue
+            for message in ArgumentSpecValidator(OPENID).validate(dict(provider)).error_messages:
+                self.problem(f"{where}: {message}; correct it", host)
+            if not ISSUER.fullmatch(str(provider.get("issuer") or "")):
+                self.problem(
+                    f"{where}.issuer: is not an https address without a query; copy it from the provider's"
+                    " /.well-known/openid-configuration, character by character",
+                    host,
+                )
+            if not secrets.get(name):
+                self.problem(
+                    f"gatehouse_oidc_client_secrets.{name}: is missing; set the secret that the provider gave the client",
+                    host,
+                )
+        for name in secrets:
+            if name not in providers:
+                self.problem(
+                    f"gatehouse_oidc_client_secrets.{name}: gatehouse_providers.oidc has no such provider; remove it",
+                    host,
+                )
+
+    def check_names(self, host: str, given: Mapping[str, Any]) -> None:
+        """Allow-lists name people and groups of providers that there are, and of one alone."""
+        providers = given.get("gatehouse_providers") or {}
+        if not isinstance(providers, Mapping):
+            return
+        openid = providers.get("oidc") or {}
+        known = [name for name in ("local", "github") if name in providers]
+        known += [str(name) for name in openid] if isinstance(openid, Mapping) else []
+        for where, allow in self._allow_lists(host, given).items():
+            for key in ("users", "groups"):
+                entries = allow.get(key) or []
+                for entry in map(str, entries if isinstance(entries, list) else []):
+                    provider, colon, _ = entry.partition(":")
+                    if colon and provider not in known:
+                        self.problem(
+                            f"{where}.{key}: {entry} is of no provider of gatehouse_providers; write"
+                            f" <provider>:<name>, with one of {', '.join(known)}",
+                            host,
+                        )
+                    elif not colon and "local" not in known and len(known) > 1:
+                        self.problem(
+                            f"{where}.{key}: {entry} could be of several providers; write <provider>:{entry}, with one"
+                            f" of {', '.join(known)}",
+                            host,
+                        )
+
+    def _allow_lists(self, host: str, given: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        """Every allow-list that is written down, by its name in the inventory."""
+        lists = {"gatehouse_allow": given.get("gatehouse_allow")}
+        lists |= {
+            f"gatehouse_mcp_services.{name}.allow": (service or {}).get("allow")
+            for name, service in self.declared(host).items()
+            if isinstance(service, Mapping | None)
+        }
+        return {where: allow for where, allow in lists.items() if isinstance(allow, Mapping)}
 
     def check_clients(self, host: str, given: Mapping[str, Any]) -> None:
         """Clients from inventory have what their grants need, and services name only such."""
@@ -329,14 +422,8 @@ class Inspector:
                 machines.add(str(name))
                 if secret is None:
                     self.problem(f"{where}.client_secret: a machine has to prove who it is; set one", host)
-        lists = {"gatehouse_allow": given.get("gatehouse_allow")}
-        lists |= {
-            f"gatehouse_mcp_services.{name}.allow": (service or {}).get("allow")
-            for name, service in self.declared(host).items()
-            if isinstance(service, Mapping | None)
-        }
-        for where, allow in lists.items():
-            for client in (allow.get("clients") or []) if isinstance(allow, Mapping) else []:
+        for where, allow in self._allow_lists(host, given).items():
+            for client in allow.get("clients") or []:
                 if client not in machines:
                     self.problem(
                         f"{where}.clients: {client} is no client of gatehouse_clients with the grant client_credentials;"

@@ -15,6 +15,7 @@ from ansible_collections.gatehouse.mcp.plugins.filter.services import (
     edge_services,
     endpoints,
     listen_address,
+    openid_secrets,
     peer_address,
     service_components,
     service_environments,
@@ -184,3 +185,7 @@ def test_clients_leave_their_secrets_behind() -> None:
     }  # fmt: skip
     assert "s3cret" not in str(known) and "other" not in str(known)
     assert client_secrets(clients) == {"client_nightly": "s3cret", "client_form": "other"}
+
+
+def test_secrets_at_openid_providers_go_by_the_name_of_the_credential() -> None:
+    assert openid_secrets({"okta": "s3cret"}) == {"oidc_okta_client_secret": "s3cret"}
