@@ -19,6 +19,7 @@ from clients.driver import REDIRECT, McpClient  # noqa: E402
 from clients.names import resolve_below  # noqa: E402
 from fleet import Fleet  # noqa: E402
 from gateway import Gateway  # noqa: E402
+from pages import axe, chromium, looks, redirect_uri, sign_in  # noqa: E402, F401 - fixtures
 
 CACHE = ROOT / ".cache" / "e2e"
 KINDS = ("python-2", "python-1", "typescript")
