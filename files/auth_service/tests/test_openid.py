@@ -95,7 +95,7 @@ def test_a_person_signs_in(person: Browser, node: Node) -> None:
 
 def test_the_request_is_whole(person: Browser, upstream: OpenIDStandIn) -> None:
     url = leave(person, person.register()["client_id"])
-    query = {name: values for name, values in parse_qs(urlsplit(url).query).items()}
+    query = parse_qs(urlsplit(url).query)
     assert all(len(values) == 1 for values in query.values())
     assert query["scope"] == ["openid profile email"]
     assert query["redirect_uri"] == [f"{ISSUER}/signin/okta/callback"]

@@ -40,6 +40,11 @@ def matches(registered: str, requested: str) -> bool:
     return ours is not None and theirs is not None and (ours[1], ours[3]) == (theirs[1], theirs[3])
 
 
+def is_web(client_id: str) -> bool:
+    """Whether a client is known by the address of its own description."""
+    return client_id.startswith("https://")
+
+
 def host(uri: str) -> str:
     """What a person should read before agreeing: the host, or the whole of a custom-scheme URI."""
     parts = urlsplit(uri)

@@ -266,6 +266,11 @@ class Settings(BaseSettings):
             raise ValueError("redis_url: the password belongs into the credential redis_password")
         return self
 
+    def title(self, service: str) -> str:
+        """What people call a service."""
+        known = self.resources.get(service)
+        return (known.title if known is not None else "") or service
+
     @property
     def allow_lists(self) -> dict[str, AllowList]:
         """The allow-list in force for each service: its own, or else the general one."""

@@ -5,6 +5,7 @@ must happen once happens in one script, and a script that is repeated because it
 same answer, so that the client library may try again.
 """
 
+import asyncio
 import hashlib
 import json
 import time
@@ -24,6 +25,10 @@ CODE_SECONDS = 60
 FLOW_SECONDS = 600
 UNUSED_CLIENT_SECONDS = 86400
 UNUSED_CLIENTS = 50_000
+SESSION_SECONDS = 3600
+# Connections that one person can have. Some clients register anew at each sign-in and never say goodbye; the
+# one that was longest unused makes room.
+CONNECTIONS = 500
 # A client outlives the refresh tokens that it holds by this much.
 CLIENT_MARGIN_SECONDS = 7 * 86400
 
@@ -39,7 +44,8 @@ class StoreUnavailable(Exception):  # noqa: N818 - it is an answer: 503, and not
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A sign-in under way, bound to one browser by the digest of its cookie."""
+    """A sign-in under way, bound to one browser by the digest of its cookie. Without a service it is the
+    person's own, to their account."""
 
     client_id: str
     client_name: str
@@ -60,6 +66,7 @@ class Grant:
     """What a person has granted a client: it may use one service, with these scopes."""
 
     client_id: str
+    client_name: str
     identity: Identity
     service: str
     resource: str
@@ -70,6 +77,7 @@ class Grant:
         """The grant as fields of a Redis hash."""
         return {
             "client_id": self.client_id,
+            "client_name": self.client_name,
             "identity": json.dumps(self.identity.as_dict()),
             "service": self.service,
             "resource": self.resource,
@@ -82,6 +90,7 @@ class Grant:
         """The grant of `as_fields`."""
         return cls(
             client_id=fields["client_id"],
+            client_name=fields["client_name"],
             identity=Identity.from_dict(json.loads(fields["identity"])),
             service=fields["service"],
             resource=fields["resource"],
@@ -108,11 +117,13 @@ class UsedCode:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A grant with its line of refresh tokens, of which only digests are known; `current` is not used yet."""
+    """A grant with its line of refresh tokens, of which only digests are known; `current` is not used yet.
+    `used` is when tokens were last issued for it, in epoch seconds."""
 
     family: str
     grant: Grant
     current: str = ""
+    used: int = 0
 
 
 def connect(url: str, password: str, *, stream: bool = False) -> "Redis":
@@ -228,9 +239,9 @@ class Store:
         record = await self._do("GET", f"gh:flow:{digest(flow_id)}")
         return None if record is None else Flow(**json.loads(record))
 
-    async def drop_flow(self, flow_id: str) -> None:
-        """End a sign-in without a code."""
-        await self._do("DEL", f"gh:flow:{digest(flow_id)}")
+    async def drop_flow(self, flow_id: str) -> bool:
+        """End a sign-in without a code; False when it was no longer under way."""
+        return bool(await self._do("DEL", f"gh:flow:{digest(flow_id)}"))
 
     async def finish_flow(self, flow_id: str, code: str, record: Code) -> bool:
         """Turn a sign-in into a code; False when it was no longer under way."""
@@ -244,6 +255,22 @@ class Store:
         keys = [f"gh:flow:{digest(flow_id)}", f"gh:code:{digest(code)}"]
         return bool(await self._run("finish_flow", keys, [value, CODE_SECONDS]))
 
+    # People signed in to their account
+
+    async def save_session(self, secret: str, identity: Identity) -> None:
+        """Save a session for an hour."""
+        record = json.dumps(identity.as_dict())
+        await self._do("SET", f"gh:session:{digest(secret)}", record, "EX", SESSION_SECONDS)
+
+    async def session(self, secret: str) -> Identity | None:
+        """Whose session a cookie is, or None."""
+        record = await self._do("GET", f"gh:session:{digest(secret)}")
+        return None if record is None else Identity.from_dict(json.loads(record))
+
+    async def drop_session(self, secret: str) -> None:
+        """Sign out."""
+        await self._do("DEL", f"gh:session:{digest(secret)}")
+
     # Codes and refresh tokens
 
     async def code(self, code: str) -> Code | UsedCode | None:
@@ -256,29 +283,54 @@ class Store:
         fields = json.loads(held)
         return Code(Grant.from_fields(fields), fields["redirect_uri"], fields["challenge"])
 
-    async def redeem_code(self, code: str, family: Family, refresh_digest: str | None) -> UsedCode | None:
-        """Use a code up. Gives None when that is done, and otherwise what stands in the way: a mark of
-        another use, or UsedCode('') when the code is gone."""
-        answer = await self._run(
+    async def redeem_code(
+        self, code: str, family: Family, refresh_digest: str | None
+    ) -> UsedCode | list[str]:
+        """Use a code up.
+
+        Returns:
+            When that is done, the person's families that are too many, by name. Otherwise what stands in
+            the way: a mark of another use, or UsedCode('') when the code is gone.
+        """
+        person = digest(family.grant.identity.user)
+        answer, *crowded = await self._run(
             "redeem_code",
-            [f"gh:code:{digest(code)}", f"gh:family:{family.family}", f"gh:client:{family.grant.client_id}"],
+            [
+                f"gh:code:{digest(code)}",
+                f"gh:family:{family.family}",
+                f"gh:client:{family.grant.client_id}",
+                f"gh:person:{person}",
+            ],
             [
                 family.family,
                 self._access_seconds,
                 self._refresh_seconds,
                 self._refresh_seconds + CLIENT_MARGIN_SECONDS,
+                CONNECTIONS,
                 refresh_digest or "",
+                "person",
+                person,
                 *(item for pair in family.grant.as_fields().items() for item in pair),
             ],
         )
         if answer == "done":
-            return None
+            return cast(list[str], crowded)
         return UsedCode("" if answer == "gone" else answer.removeprefix("used:"))
 
     async def family(self, family: str) -> Family | None:
         """A grant that has not ended, or None."""
         fields = await self._do("HGETALL", f"gh:family:{family}")
-        return Family(family, Grant.from_fields(fields), fields.get("current", "")) if fields else None
+        if not fields:
+            return None
+        grant = Grant.from_fields(fields)
+        used = int(fields["rotated"]) // 1000 if "rotated" in fields else grant.auth_time
+        return Family(family, grant, fields.get("current", ""), used)
+
+    async def connections(self, user: str) -> list[Family]:
+        """What a person has granted and has not ended, the last used first."""
+        names = await self._do("ZRANGE", f"gh:person:{digest(user)}", 0, CONNECTIONS, "REV")
+        found = await asyncio.gather(*(self.family(name) for name in names))
+        return [family for family in found if family is not None]
 
     async def rotate_refresh(
         self, family: Family, presented: str, successor: str, salt: str
@@ -291,8 +343,13 @@ class Store:
         """
         outcome, held = await self._run(
             "rotate_refresh",
-            [f"gh:family:{family.family}", f"gh:client:{family.grant.client_id}"],
             [
+                f"gh:family:{family.family}",
+                f"gh:client:{family.grant.client_id}",
+                f"gh:person:{digest(family.grant.identity.user)}",
+            ],
+            [
+                family.family,
                 presented,
                 successor,
                 salt,

@@ -80,6 +80,9 @@ class RedirectProvider(Provider, Protocol):
     def follow(self, groups: Iterable[str]) -> None:
         """From now on, find out these groups, named as in an identity; others are none of our business."""
 
+    async def sign_out_url(self) -> str:
+        """Where a person can sign out of the provider itself; '' where there is no such page."""
+
     async def finish(self, answer: Mapping[str, str], verifier: str) -> Identity:
         """Trade the provider's authorization response for an identity.
 

@@ -57,6 +57,10 @@ class GitHub:
         }
         return f"{self._settings.base_url}/login/oauth/authorize?{urlencode(query)}"
 
+    async def sign_out_url(self) -> str:
+        """GitHub's own page for it."""
+        return f"{self._settings.base_url}/logout"
+
     async def finish(self, answer: Mapping[str, str], verifier: str) -> Identity:
         """Who GitHub says this is.
 

@@ -94,6 +94,15 @@ class OpenID:
         }
         return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(query)}"
 
+    async def sign_out_url(self) -> str:
+        """The provider's end-session endpoint (RP-Initiated Logout 1.0 section 2), if it has one."""
+        try:
+            endpoint = (await self._description.get()).end_session_endpoint
+        except ProviderUnavailable:
+            return ""
+        query = urlencode({"client_id": self._settings.client_id})
+        return f"{endpoint}{'&' if '?' in endpoint else '?'}{query}" if endpoint else ""
+
     async def finish(self, answer: Mapping[str, str], verifier: str) -> Identity:
         """Who the provider says this is.
 

@@ -12,10 +12,12 @@ from gatehouse_auth import redirects
 from gatehouse_auth.context import Context, client_address, context_of
 from gatehouse_auth.identity.base import Identity, ProviderUnavailable, SignInDenied
 from gatehouse_auth.oauth.server import Transaction, new_secret
-from gatehouse_auth.routes.authorize import (
+from gatehouse_auth.routes import account
+from gatehouse_auth.routes.flows import (
     PageError,
     browser_flow,
     cookie_name,
+    drop_cookie,
     expired,
     refuse,
     request_of,
@@ -142,10 +144,10 @@ def _form(
     return context.pages.render(
         "signin.html",
         status,
-        [redirects.form_action(flow.redirect_uri)],
+        [redirects.form_action(flow.redirect_uri)] if flow.service else (),
         title="Sign in",
         client_name=flow.client_name,
-        service_title=context.settings.resources[flow.service].title or flow.service,
+        service_title=context.settings.title(flow.service) if flow.service else "",
         provider=provider,
         username=username,
         problem=problem,
@@ -155,7 +157,10 @@ def _form(
 
 
 async def _finish(context: Context, flow_id: str, flow: Flow, identity: Identity) -> Response:
-    """A person is known: give the client its code, or say that they may not."""
+    """A person is known: give the client its code, or say that they may not. Without a client it is the
+    person who wants to see their account."""
+    if not flow.service:
+        return await account.begin(context, flow_id, identity)
     record = {"user": identity.user, "client": flow.client_id, "service": flow.service}
     current = context.entitled(flow.service, identity)
     if current is None:
@@ -172,6 +177,7 @@ async def _finish(context: Context, flow_id: str, flow: Flow, identity: Identity
     code = Code(
         Grant(
             client_id=flow.client_id,
+            client_name=flow.client_name,
             identity=identity,
             service=flow.service,
             resource=context.settings.resources[flow.service].resource,
@@ -188,5 +194,5 @@ async def _finish(context: Context, flow_id: str, flow: Flow, identity: Identity
     context.log.event("signin", outcome="allow", provider=identity.provider, **record)
     response = send(reply)
     response.status_code = 303
-    response.delete_cookie(cookie_name(flow_id), path="/", secure=True, httponly=True, samesite="lax")
+    drop_cookie(response, cookie_name(flow_id))
     return response

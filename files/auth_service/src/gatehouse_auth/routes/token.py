@@ -146,12 +146,15 @@ async def _exchange(context: Context, transaction: Transaction, asked: OAuthRequ
     if reply.status != 200 or transaction.family is None:
         return reply
     refresh_digest = digest(secret) if "refresh_token" in reply.body else None
-    in_the_way = await context.store.redeem_code(code, transaction.family, refresh_digest)
-    if in_the_way is None:
-        return reply
-    if in_the_way.family:
-        await _replayed(context, transaction, in_the_way)
-    return _invalid_grant(transaction, asked)
+    outcome = await context.store.redeem_code(code, transaction.family, refresh_digest)
+    if isinstance(outcome, UsedCode):
+        if outcome.family:
+            await _replayed(context, transaction, outcome)
+        return _invalid_grant(transaction, asked)
+    for crowded in outcome:
+        await context.revoke(crowded)
+        context.log.event("crowded_out", user=transaction.family.grant.identity.user, family=crowded)
+    return reply
 
 
 def _machine(context: Context, transaction: Transaction, asked: OAuthRequest) -> Reply:

@@ -1,23 +1,30 @@
 -- Trade an authorization code for a grant, once. The code leaves a mark that names the grant, so that a
--- replay is known as one. Repeating the same attempt (the reply was lost) gives the same answer.
--- KEYS: code, family, client   ARGV: family id, seconds of the mark, seconds of the family, seconds of the
--- client, refresh digest ('' for none), then the family's fields and values
+-- replay is known as one. Repeating the same attempt (the reply was lost) gives the same answer. The grant
+-- is noted with its person, and those that are too many come back.
+-- KEYS: code, family, client, person   ARGV: family id, seconds of the mark, seconds of the family, seconds
+-- of the client, most grants of a person, refresh digest ('' for none), then the family's fields and values
 local held = redis.call('GET', KEYS[1])
 if not held then
-  return 'gone'
+  return {'gone'}
 end
 if string.sub(held, 1, 5) == 'used:' then
-  return held == 'used:' .. ARGV[1] and 'done' or held
+  return {held == 'used:' .. ARGV[1] and 'done' or held}
 end
 redis.call('SET', KEYS[1], 'used:' .. ARGV[1], 'EX', ARGV[2])
-if ARGV[5] ~= '' then
-  local fields = {'current', ARGV[5]}
-  for i = 6, #ARGV do
-    fields[#fields + 1] = ARGV[i]
-  end
-  redis.call('HSET', KEYS[2], unpack(fields))
-  redis.call('EXPIRE', KEYS[2], ARGV[3])
-end
 redis.call('EXPIRE', KEYS[3], ARGV[4])
 redis.call('ZREM', 'gh:clients:unused', KEYS[3])
-return 'done'
+if ARGV[6] == '' then
+  return {'done'}
+end
+local fields = {'current', ARGV[6]}
+for i = 7, #ARGV do
+  fields[#fields + 1] = ARGV[i]
+end
+redis.call('HSET', KEYS[2], unpack(fields))
+redis.call('EXPIRE', KEYS[2], ARGV[3])
+local now = redis.call('TIME')
+local milliseconds = now[1] * 1000 + math.floor(now[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', string.format('%.0f', milliseconds - ARGV[3] * 1000))
+redis.call('ZADD', KEYS[4], string.format('%.0f', milliseconds), ARGV[1])
+redis.call('EXPIRE', KEYS[4], ARGV[3])
+return {'done', unpack(redis.call('ZRANGE', KEYS[4], 0, -ARGV[5] - 1))}
