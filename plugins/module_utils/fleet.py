@@ -32,6 +32,7 @@ PYPI_PACKAGE = re.compile(
 )
 CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CLIENT_SECRET_MIN = 32
+DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 CLIENT: dict[str, dict[str, Any]] = {
     "client_name": {"type": "str", "required": True},
     "redirect_uris": {"type": "list", "elements": "str"},
@@ -40,7 +41,7 @@ CLIENT: dict[str, dict[str, Any]] = {
     "grant_types": {
         "type": "list",
         "elements": "str",
-        "choices": ["authorization_code", "refresh_token", "client_credentials"],
+        "choices": ["authorization_code", "refresh_token", "client_credentials", DEVICE_GRANT],
         "default": ["authorization_code", "refresh_token"],
     },
 }

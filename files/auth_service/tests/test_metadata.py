@@ -30,7 +30,7 @@ def test_metadata_in_every_place_where_clients_look(browser: Browser, path: str)
 def test_every_advertised_endpoint_answers(browser: Browser) -> None:
     document = browser.get(PATHS[0]).json()
     endpoints = {name: url for name, url in document.items() if name.endswith(("_endpoint", "_uri"))}
-    assert len(endpoints) == 6
+    assert len(endpoints) == 7
     for name, url in endpoints.items():
         get = name in ("jwks_uri", "authorization_endpoint")
         response = browser.get(url) if get else browser.post(url)

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from gatehouse_auth.check import Internal, answer_json
 from gatehouse_auth.context import Context, context_of
 from gatehouse_auth.documents import DocumentUnavailable
-from gatehouse_auth.routes import account, authorize, metadata, register, signin, token
+from gatehouse_auth.routes import account, activate, authorize, metadata, register, signin, token
 from gatehouse_auth.routes.flows import PageError
 from gatehouse_auth.routes.responses import TooManyRequests, oauth_error
 from gatehouse_auth.settings import Settings
@@ -23,8 +23,16 @@ from gatehouse_service.configuration import ConfigurationError, load
 
 BODY_LIMIT = 64 * 1024
 BODY_SECONDS = 15
-FOR_PEOPLE = ("/authorize", "/consent", "/signin/", "/account")
-FOR_SCRIPTS = ("/token", "/revoke", "/introspect", "/register", "/jwks.json", "/.well-known/")
+FOR_PEOPLE = ("/authorize", "/consent", "/signin/", "/account", "/activate")
+FOR_SCRIPTS = (
+    "/token",
+    "/device_authorization",
+    "/revoke",
+    "/introspect",
+    "/register",
+    "/jwks.json",
+    "/.well-known/",
+)
 PREFLIGHT = [
     (b"access-control-allow-origin", b"*"),
     (b"access-control-allow-methods", b"GET, POST, PUT, DELETE, OPTIONS"),
@@ -62,7 +70,7 @@ def create_app(context: Context) -> "Front":
         redirect_slashes=False,
     )
     app.state.context = context
-    for module in (register, authorize, signin, account, token, metadata):
+    for module in (register, authorize, activate, signin, account, token, metadata):
         app.include_router(module.router)
     app.add_exception_handler(PageError, _page_error)
     app.add_exception_handler(StoreUnavailable, _unavailable)

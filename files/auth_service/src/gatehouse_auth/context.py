@@ -35,6 +35,7 @@ RATES = {
     "register": Rate(burst=300, per_second=5),
     "register_all": Rate(burst=1000, per_second=50),
     "authorize": Rate(burst=300, per_second=10),
+    "device_code": Rate(burst=10, per_second=0.1),
     "token": Rate(burst=2000, per_second=200),
     "signin": Rate(burst=50, per_second=0.5),
     "signin_user": Rate(burst=20, per_second=0.2),

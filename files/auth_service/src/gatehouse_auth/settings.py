@@ -213,9 +213,14 @@ class StaticClient(_Model):
     client_name: str
     redirect_uris: tuple[str, ...] = ()
     token_endpoint_auth_method: Literal["none", "client_secret_basic", "client_secret_post"] = "none"
-    grant_types: frozenset[Literal["authorization_code", "refresh_token", "client_credentials"]] = frozenset(
-        {"authorization_code", "refresh_token"}
-    )
+    grant_types: frozenset[
+        Literal[
+            "authorization_code",
+            "refresh_token",
+            "client_credentials",
+            "urn:ietf:params:oauth:grant-type:device_code",
+        ]
+    ] = frozenset({"authorization_code", "refresh_token"})
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

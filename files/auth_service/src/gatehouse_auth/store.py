@@ -11,7 +11,7 @@ import json
 import time
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -23,6 +23,10 @@ from gatehouse_auth.identity.base import Identity
 REVOCATIONS = "gh:revocations"
 CODE_SECONDS = 60
 FLOW_SECONDS = 600
+DEVICE_SECONDS = 600
+# How often a device may ask (RFC 8628 section 3.2), less a moment for the network.
+POLL_SECONDS = 5
+POLL_MILLISECONDS = 4500
 UNUSED_CLIENT_SECONDS = 86400
 UNUSED_CLIENTS = 50_000
 SESSION_SECONDS = 3600
@@ -59,6 +63,9 @@ class Flow:
     upstream: str = ""
     upstream_state: str = ""
     upstream_verifier: str = ""
+    # For a device (RFC 8628): the digest of its code, and the code that it shows.
+    device: str = ""
+    user_code: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,32 @@ class Code:
     grant: Grant
     redirect_uri: str
     code_challenge: str
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device that waits for a person (RFC 8628). `grant` is what they granted; `denied`: they said no."""
+
+    client_id: str
+    client_name: str
+    service: str
+    scope: str
+    user_code: str
+    grant: Grant | None = None
+    denied: bool = False
+
+    def as_record(self) -> str:
+        """The device as Redis keeps it."""
+        names = ("client_id", "client_name", "service", "scope", "user_code", "denied")
+        grant = None if self.grant is None else self.grant.as_fields()
+        return json.dumps({**{name: getattr(self, name) for name in names}, "grant": grant})
+
+    @classmethod
+    def from_record(cls, record: str) -> "Device":
+        """The device of `as_record`."""
+        fields = json.loads(record)
+        grant = fields.pop("grant")
+        return cls(**fields, grant=None if grant is None else Grant.from_fields(grant))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +194,14 @@ class Store:
         folder = resources.files(__package__) / "scripts"
         self._scripts = {
             name: redis.register_script((folder / f"{name}.lua").read_text("utf-8"))
-            for name in ("finish_flow", "redeem_code", "rotate_refresh", "revoke", "register_client")
+            for name in (
+                "finish_flow",
+                "finish_device",
+                "redeem_code",
+                "rotate_refresh",
+                "revoke",
+                "register_client",
+            )
         }
 
     async def _run(self, script: str, keys: list[str], args: list[str | int]) -> Any:
@@ -255,6 +295,59 @@ class Store:
         keys = [f"gh:flow:{digest(flow_id)}", f"gh:code:{digest(code)}"]
         return bool(await self._run("finish_flow", keys, [value, CODE_SECONDS]))
 
+    # Devices that wait for a person (RFC 8628)
+
+    async def save_device(self, device_code: str, device: Device) -> bool:
+        """Save a device for ten minutes; False when another one has its user code."""
+        name = digest(device_code)
+        entry = f"gh:usercode:{digest(device.user_code)}"
+        if await self._do("SET", entry, name, "NX", "EX", DEVICE_SECONDS) is None:
+            return False
+        await self._do("SET", f"gh:device:{name}", device.as_record(), "EX", DEVICE_SECONDS)
+        return True
+
+    async def waiting_device(self, user_code: str) -> tuple[str, Device] | None:
+        """The device that shows a code and still waits, with its name, or None."""
+        name = await self._do("GET", f"gh:usercode:{digest(user_code)}")
+        device = None if name is None else await self._device(name)
+        waits = isinstance(device, Device) and device.grant is None and not device.denied
+        return (name, device) if waits and isinstance(device, Device) else None
+
+    async def device(self, device_code: str) -> Device | UsedCode | None:
+        """What is known of a device code."""
+        return await self._device(digest(device_code))
+
+    async def _device(self, name: str) -> Device | UsedCode | None:
+        held = await self._do("GET", f"gh:device:{name}")
+        if held is None:
+            return None
+        if held.startswith("used:"):
+            return UsedCode(held.removeprefix("used:"))
+        return Device.from_record(held)
+
+    async def polled_too_soon(self, device_code: str) -> bool:
+        """Whether a device asks more often than it may. Asking counts."""
+        key = f"gh:polled:{digest(device_code)}"
+        return await self._do("SET", key, "1", "NX", "PX", POLL_MILLISECONDS) is None
+
+    async def decide_device(self, flow_id: str, flow: Flow, grant: Grant | None) -> bool:
+        """End a sign-in with a grant for its device, or without; False when it, or the device, is gone."""
+        device = Device(
+            flow.client_id,
+            flow.client_name,
+            flow.service,
+            flow.scope,
+            flow.user_code,
+            grant,
+            denied=grant is None,
+        )
+        keys = [
+            f"gh:flow:{digest(flow_id)}",
+            f"gh:device:{flow.device}",
+            f"gh:usercode:{digest(flow.user_code)}",
+        ]
+        return bool(await self._run("finish_device", keys, [device.as_record()]))
+
     # People signed in to their account
 
     async def save_session(self, secret: str, identity: Identity) -> None:
@@ -284,9 +377,9 @@ class Store:
         return Code(Grant.from_fields(fields), fields["redirect_uri"], fields["challenge"])
 
     async def redeem_code(
-        self, code: str, family: Family, refresh_digest: str | None
+        self, code: str, family: Family, refresh_digest: str | None, kind: Literal["code", "device"] = "code"
     ) -> UsedCode | list[str]:
-        """Use a code up.
+        """Use up an authorization code, or the code of a device that was granted something.
 
         Returns:
             When that is done, the person's families that are too many, by name. Otherwise what stands in
@@ -296,7 +389,7 @@ class Store:
         answer, *crowded = await self._run(
             "redeem_code",
             [
-                f"gh:code:{digest(code)}",
+                f"gh:{kind}:{digest(code)}",
                 f"gh:family:{family.family}",
                 f"gh:client:{family.grant.client_id}",
                 f"gh:person:{person}",

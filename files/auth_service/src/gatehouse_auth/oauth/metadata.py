@@ -4,7 +4,7 @@ from typing import Any
 
 from authlib.oauth2 import rfc8414, rfc9207
 
-from gatehouse_auth.oauth.server import AUTH_METHODS, SECRET_METHODS, scopes_supported
+from gatehouse_auth.oauth.server import AUTH_METHODS, SECRET_METHODS, DeviceGrant, scopes_supported
 from gatehouse_auth.oauth.tokens import ALGORITHM
 from gatehouse_auth.settings import Resource, Settings
 
@@ -23,7 +23,13 @@ def server_metadata(settings: Settings) -> dict[str, Any]:
         scopes_supported=scopes_supported(settings),
         response_types_supported=["code"],
         response_modes_supported=["query"],
-        grant_types_supported=["authorization_code", "refresh_token", "client_credentials"],
+        device_authorization_endpoint=f"{issuer}/device_authorization",
+        grant_types_supported=[
+            "authorization_code",
+            "refresh_token",
+            "client_credentials",
+            DeviceGrant.GRANT_TYPE,
+        ],
         token_endpoint_auth_methods_supported=AUTH_METHODS,
         revocation_endpoint_auth_methods_supported=AUTH_METHODS,
         introspection_endpoint_auth_methods_supported=SECRET_METHODS,

@@ -17,10 +17,11 @@ from authlib.oauth2.rfc7592 import ClientConfigurationEndpoint
 from gatehouse_auth import redirects
 from gatehouse_auth.oauth.client import Client
 from gatehouse_auth.oauth.messages import Reply
-from gatehouse_auth.oauth.server import new_secret
+from gatehouse_auth.oauth.server import DeviceGrant, new_secret
 from gatehouse_auth.store import digest
 
 GRANTS = ("authorization_code", "refresh_token")
+ACCEPTED_GRANTS = (*GRANTS, DeviceGrant.GRANT_TYPE)
 REDIRECTS = 20
 TEXTS = (
     "client_name",
@@ -81,17 +82,18 @@ def acceptable_metadata(data: Any, custom: frozenset[str]) -> dict[str, Any]:
         kept["client_name"] = visible(kept["client_name"])
     if len(kept.get("contacts", [])) > REDIRECTS or "jwks" in kept:
         raise InvalidClientMetadataError("jwks is not supported; contacts are limited.")
+    # Left out, RFC 7591 would mean the code grant alone: a client that says nothing still gets to refresh.
+    kept["grant_types"] = [grant for grant in kept.get("grant_types", GRANTS) if grant in ACCEPTED_GRANTS]
+    by_redirect = "authorization_code" in kept["grant_types"]
+    if not by_redirect and DeviceGrant.GRANT_TYPE not in kept["grant_types"]:
+        raise InvalidClientMetadataError("grant_types must have authorization_code, or the device grant.")
     uris = [uri for uri in dict.fromkeys(kept.get("redirect_uris", [])) if redirects.acceptable(uri, custom)]
-    if not uris or len(uris) > REDIRECTS:
+    if (by_redirect and not uris) or len(uris) > REDIRECTS:
         raise InvalidRedirectURIError(
             "Redirect URIs are https, or http on localhost, 127.0.0.1 or [::1]; custom schemes as configured."
         )
     kept["redirect_uris"] = uris
-    # Left out, RFC 7591 would mean the code grant alone: a client that says nothing still gets to refresh.
-    kept["grant_types"] = [grant for grant in kept.get("grant_types", GRANTS) if grant in GRANTS]
-    if "authorization_code" not in kept["grant_types"]:
-        raise InvalidClientMetadataError("grant_types must have authorization_code.")
-    kept["response_types"] = ["code"]
+    kept["response_types"] = ["code"] if by_redirect else []
     kept.pop("scope", None)  # scopes are the resources' affair
     return kept
 

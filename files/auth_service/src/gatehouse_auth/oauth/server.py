@@ -2,7 +2,7 @@
 
 import hmac
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from authlib.oauth2.rfc6749 import (
@@ -18,6 +18,7 @@ from authlib.oauth2.rfc6749 import (
 from authlib.oauth2.rfc7009 import RevocationEndpoint
 from authlib.oauth2.rfc7636 import CodeChallenge, create_s256_code_challenge
 from authlib.oauth2.rfc7662 import IntrospectionEndpoint
+from authlib.oauth2.rfc8628 import DeviceAuthorizationEndpoint, DeviceCodeGrant
 from authlib.oauth2.rfc9207 import IssuerParameter
 
 from gatehouse_auth.identity.base import Identity
@@ -25,7 +26,7 @@ from gatehouse_auth.oauth.client import Client
 from gatehouse_auth.oauth.messages import InvalidTargetError, Reply, Request
 from gatehouse_auth.oauth.tokens import TokenGenerator
 from gatehouse_auth.settings import Settings
-from gatehouse_auth.store import Code, Family
+from gatehouse_auth.store import DEVICE_SECONDS, POLL_SECONDS, Code, Device, Family
 
 SECRET_METHODS = ["client_secret_basic", "client_secret_post"]
 AUTH_METHODS = ["none", *SECRET_METHODS]
@@ -40,6 +41,8 @@ class Transaction(AuthorizationServer):
         self.settings = settings
         self.client = client
         self.code: Code | None = None
+        self.device: Device | None = None
+        self.polled_too_soon = False
         self.family: Family | None = None
         self.identity: Identity | None = None
         self.issued_code: str | None = None
@@ -48,6 +51,7 @@ class Transaction(AuthorizationServer):
         self.register_grant(AuthorizationCodeGrant, [S256Challenge(required=True), ResourceIndicator()])
         self.register_grant(RefreshTokenGrant)
         self.register_grant(ClientCredentialsGrant)
+        self.register_grant(DeviceGrant)
 
     def query_client(self, client_id: str) -> Client | None:
         """The client, if it is the one that was loaded."""
@@ -299,6 +303,97 @@ class ClientCredentialsGrant(grants.ClientCredentialsGrant):
             user=self.server.identity, scope=self.request.granted_scope, include_refresh_token=False
         )
         return 200, token, self.TOKEN_RESPONSE_HEADER
+
+
+class DeviceAuthorization(DeviceAuthorizationEndpoint):
+    """The device authorization endpoint (RFC 8628 section 3.1)."""
+
+    CLIENT_AUTH_METHODS = AUTH_METHODS
+    EXPIRES_IN = DEVICE_SECONDS
+    INTERVAL = POLL_SECONDS
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.device: Device | None = None
+        self.device_code = ""
+
+    def authenticate_client(self, request: Request) -> Client:
+        """The client, if it registered for this grant; the service has to be named."""
+        client: Client = super().authenticate_client(request)
+        if not client.check_grant_type(DeviceGrant.GRANT_TYPE):
+            raise UnauthorizedClientError("The client did not register for the device grant.")
+        request.service = requested_service(self.server.settings, request)
+        request.granted_scope = granted_scope(
+            self.server.settings, request.service, request.payload.scope or ""
+        )
+        self.device = Device(client.client_id, client.name, request.service, request.granted_scope, "")
+        return client
+
+    def generate_device_code(self) -> str:
+        """The secret that the device keeps to itself."""
+        return new_secret()
+
+    def get_verification_uri(self) -> str:
+        """Where the person enters what the device shows."""
+        return f"{self.server.settings.issuer}/activate"
+
+    def save_device_credential(self, client_id: str, scope: str, data: dict[str, Any]) -> None:
+        """Hand the device over; the commit saves it."""
+        if self.device is not None:
+            self.device = replace(self.device, user_code=data["user_code"])
+        self.device_code = data["device_code"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCredential:
+    """A device code, as Authlib asks about it. One that is not known is one whose time is over."""
+
+    device: Device | None
+    client_id: str
+
+    def get_client_id(self) -> str:
+        """Whose it is."""
+        return self.client_id
+
+    def get_scope(self) -> str:
+        """What was asked for."""
+        return self.device.scope if self.device is not None else ""
+
+    def get_user_code(self) -> str:
+        """What the device shows."""
+        return self.device.user_code if self.device is not None else ""
+
+    def is_expired(self) -> bool:
+        """Whether its time is over."""
+        return self.device is None
+
+
+class DeviceGrant(DeviceCodeGrant):
+    """The device grant (RFC 8628 section 3.4)."""
+
+    TOKEN_ENDPOINT_AUTH_METHODS = AUTH_METHODS
+
+    def query_device_credential(self, device_code: str) -> DeviceCredential:
+        """What is known of the code; another client's is as unknown as one that never was."""
+        device, client = self.server.device, self.server.client
+        own = device if device is not None and device.client_id == client.client_id else None
+        return DeviceCredential(own, client.client_id)
+
+    def query_user_grant(self, user_code: str) -> tuple[Identity | None, bool] | None:
+        """What the person decided, if they have."""
+        device = self.server.device
+        if device.denied:
+            return None, False
+        if device.grant is None:
+            return None
+        same_resource(self.request, device.grant.resource)
+        if self.server.identity is None:
+            raise InvalidGrantError("The user may no longer use this service.")
+        return self.server.identity, True
+
+    def should_slow_down(self, credential: DeviceCredential) -> bool:
+        """Whether the device asks too often."""
+        return self.server.polled_too_soon  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,15 @@ from gatehouse_auth.context import context_of
 from gatehouse_auth.oauth.messages import Parameters
 from gatehouse_auth.oauth.messages import Request as OAuthRequest
 from gatehouse_auth.oauth.server import Transaction, new_secret
-from gatehouse_auth.routes.flows import PageError, bind, browser_flow, expired, refuse, submitted_flow
+from gatehouse_auth.routes.flows import (
+    PageError,
+    bind,
+    browser_flow,
+    expired,
+    form_targets,
+    refuse,
+    submitted_flow,
+)
 from gatehouse_auth.routes.responses import limit, send
 from gatehouse_auth.store import Flow, digest
 
@@ -81,11 +89,12 @@ async def consent(request: Request) -> Response:
     title = context.settings.title(flow.service)
     return context.pages.render(
         "consent.html",
-        form_action=[redirects.form_action(flow.redirect_uri)],
+        form_action=form_targets(flow),
         title=f"Allow {flow.client_name} to use {title}?",
         client_name=flow.client_name,
         vouched=redirects.host(flow.client_id) if redirects.is_web(flow.client_id) else "",
         service_title=title,
+        user_code=flow.user_code,
         redirect_host=redirects.host(flow.redirect_uri),
         resource=resource.resource,
         scopes=flow.scope.split(),

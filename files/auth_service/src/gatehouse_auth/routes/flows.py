@@ -6,10 +6,11 @@ import hashlib
 import hmac
 from typing import NoReturn
 
-from authlib.oauth2.rfc6749 import OAuth2Error
+from authlib.oauth2.rfc6749 import AccessDeniedError, OAuth2Error
 from fastapi import Request
 from fastapi.responses import Response
 
+from gatehouse_auth import redirects
 from gatehouse_auth.context import Context, context_of
 from gatehouse_auth.oauth.messages import Parameters
 from gatehouse_auth.oauth.messages import Request as OAuthRequest
@@ -87,6 +88,11 @@ async def submitted_flow(request: Request) -> tuple[str, Flow, Parameters]:
     return flow_id, flow, fields
 
 
+def form_targets(flow: Flow) -> list[str]:
+    """Where a form of this sign-in may lead in the end, besides to this service."""
+    return [redirects.form_action(flow.redirect_uri)] if flow.redirect_uri else []
+
+
 def request_of(context: Context, flow: Flow) -> OAuthRequest:
     """The authorization request that a sign-in began with."""
     pairs = {
@@ -104,7 +110,14 @@ def request_of(context: Context, flow: Flow) -> OAuthRequest:
 
 
 async def refuse(context: Context, flow_id: str, flow: Flow, error: OAuth2Error) -> Response:
-    """End a sign-in with an error for the client, or for the person where there is none."""
+    """End a sign-in with an error for the client, or for the person where none waits for an answer."""
+    if flow.device:
+        # A device is told no only when somebody has said so; after anything else its code is still good.
+        if isinstance(error, AccessDeniedError):
+            await context.store.decide_device(flow_id, flow, None)
+        else:
+            await context.store.drop_flow(flow_id)
+        raise PageError("Nothing was connected", error.description or "Try again in a moment.", 403)
     await context.store.drop_flow(flow_id)
     if not flow.service:
         raise PageError("You are not signed in", error.description, 403)

@@ -8,7 +8,6 @@ from authlib.oauth2.rfc6749 import AccessDeniedError, OAuth2Error
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
-from gatehouse_auth import redirects
 from gatehouse_auth.context import Context, client_address, context_of
 from gatehouse_auth.identity.base import Identity, ProviderUnavailable, SignInDenied
 from gatehouse_auth.oauth.server import Transaction, new_secret
@@ -19,6 +18,7 @@ from gatehouse_auth.routes.flows import (
     cookie_name,
     drop_cookie,
     expired,
+    form_targets,
     refuse,
     request_of,
     submitted_flow,
@@ -144,7 +144,7 @@ def _form(
     return context.pages.render(
         "signin.html",
         status,
-        [redirects.form_action(flow.redirect_uri)] if flow.service else (),
+        form_targets(flow),
         title="Sign in",
         client_name=flow.client_name,
         service_title=context.settings.title(flow.service) if flow.service else "",
@@ -167,26 +167,31 @@ async def _finish(context: Context, flow_id: str, flow: Flow, identity: Identity
         context.log.event("signin", outcome="deny", reason="not_allowed", **record)
         denied = AccessDeniedError("You are signed in, but may not use this service. Ask its operator.")
         return await refuse(context, flow_id, flow, denied)
+    grant = Grant(
+        client_id=flow.client_id,
+        client_name=flow.client_name,
+        identity=identity,
+        service=flow.service,
+        resource=context.settings.resources[flow.service].resource,
+        scope=flow.scope,
+        auth_time=int(time.time()),
+    )
+    if flow.device:
+        if not await context.store.decide_device(flow_id, flow, grant):
+            expired()
+        context.log.event("signin", outcome="allow", provider=identity.provider, **record)
+        explanation = f"{flow.client_name} is connected. You can close this page and go back to the device."
+        page = context.pages.render("done.html", title="Done", explanation=explanation)
+        drop_cookie(page, cookie_name(flow_id))
+        return page
     transaction = Transaction(context.settings, await context.clients.get(flow.client_id))
     asked = request_of(context, flow)
     try:
-        grant = transaction.get_consent_grant(asked, current)
+        consent = transaction.get_consent_grant(asked, current)
     except OAuth2Error:  # the client changed or went while the person signed in
         expired()
-    reply = transaction.create_authorization_response(asked, current, grant)
-    code = Code(
-        Grant(
-            client_id=flow.client_id,
-            client_name=flow.client_name,
-            identity=identity,
-            service=flow.service,
-            resource=context.settings.resources[flow.service].resource,
-            scope=flow.scope,
-            auth_time=int(time.time()),
-        ),
-        flow.redirect_uri,
-        flow.code_challenge,
-    )
+    reply = transaction.create_authorization_response(asked, current, consent)
+    code = Code(grant, flow.redirect_uri, flow.code_challenge)
     if transaction.issued_code is None or not await context.store.finish_flow(
         flow_id, transaction.issued_code, code
     ):

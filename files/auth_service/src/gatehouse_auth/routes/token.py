@@ -16,6 +16,8 @@ from gatehouse_auth.oauth.client import Client
 from gatehouse_auth.oauth.messages import Reply, presented_client_id
 from gatehouse_auth.oauth.messages import Request as OAuthRequest
 from gatehouse_auth.oauth.server import (
+    DeviceAuthorization,
+    DeviceGrant,
     Introspection,
     RevocableToken,
     Revocation,
@@ -32,7 +34,7 @@ from gatehouse_auth.oauth.tokens import (
     audience_of,
 )
 from gatehouse_auth.routes.responses import form, limit, send
-from gatehouse_auth.store import Code, Family, UsedCode, digest
+from gatehouse_auth.store import Code, Family, StoreUnavailable, UsedCode, digest
 
 router = APIRouter()
 REFRESH = re.compile(r"ghr_([A-Za-z0-9_-]{22})([A-Za-z0-9_-]{43})\Z")
@@ -51,6 +53,8 @@ async def token(request: Request) -> Response:
         reply = await _refresh(context, transaction, asked)
     elif asked.payload.grant_type == "client_credentials":
         reply = _machine(context, transaction, asked)
+    elif asked.payload.grant_type == DeviceGrant.GRANT_TYPE:
+        reply = await _device(context, transaction, asked)
     else:
         reply = await _exchange(context, transaction, asked)
     family, identity = transaction.family, transaction.identity
@@ -63,6 +67,30 @@ async def token(request: Request) -> Response:
         user=family.grant.identity.user if family else identity.user if identity else None,
         service=family.grant.service if family else None,
         reason=body.get("error"),
+    )
+    return send(reply)
+
+
+@router.post("/device_authorization")
+async def device_authorization(request: Request) -> Response:
+    """Give a device a code to show to its person (RFC 8628 section 3.1)."""
+    limit(request, "authorize")
+    context = context_of(request)
+    asked, client, refusal = await _asked(request, context)
+    if asked is None:
+        return send(refusal)
+    transaction = Transaction(context.settings, client)
+    endpoint = DeviceAuthorization()
+    transaction.register_endpoint(endpoint)
+    reply: Reply = transaction.create_endpoint_response("device_authorization", asked)
+    device = endpoint.device if reply.status == 200 else None
+    if device is not None and not await context.store.save_device(endpoint.device_code, device):
+        raise StoreUnavailable("the user code is taken")
+    context.log.event(
+        "device",
+        outcome="allow" if reply.status == 200 else "deny",
+        client=client.client_id if client else None,
+        service=device.service if device else None,
     )
     return send(reply)
 
@@ -147,13 +175,56 @@ async def _exchange(context: Context, transaction: Transaction, asked: OAuthRequ
         return reply
     refresh_digest = digest(secret) if "refresh_token" in reply.body else None
     outcome = await context.store.redeem_code(code, transaction.family, refresh_digest)
+    return await _redeemed(context, transaction, asked, outcome, reply)
+
+
+async def _device(context: Context, transaction: Transaction, asked: OAuthRequest) -> Reply:
+    """The device grant. It ends as the authorization code grant does; until then the device asks and asks."""
+    code = asked.form.get("device_code", "")
+    held = await context.store.device(code) if code and transaction.client is not None else None
+    if isinstance(held, UsedCode):
+        await _replayed(context, transaction, held)
+        return _invalid_grant(transaction, asked)
+    family_secret, secret = new_secret(16), new_secret()
+    transaction.device = held
+    if held is not None and held.grant is None and not held.denied:
+        transaction.polled_too_soon = await context.store.polled_too_soon(code)
+    if held is not None and held.grant is not None:
+        transaction.identity = context.entitled(held.grant.service, held.grant.identity)
+        transaction.family = Family(_family_id(family_secret), held.grant)
+        transaction.register_token_generator(
+            "default",
+            token_generator(
+                context.settings, context.keyring, transaction.family, f"ghr_{family_secret}{secret}"
+            ),
+        )
+    reply: Reply = transaction.create_token_response(asked)
+    if reply.status != 200 or transaction.family is None:
+        return reply
+    refresh_digest = digest(secret) if "refresh_token" in reply.body else None
+    outcome = await context.store.redeem_code(code, transaction.family, refresh_digest, "device")
+    return await _redeemed(context, transaction, asked, outcome, reply)
+
+
+async def _redeemed(
+    context: Context,
+    transaction: Transaction,
+    asked: OAuthRequest,
+    outcome: UsedCode | list[str],
+    reply: Reply,
+) -> Reply:
+    """The reply, unless the code had been used meanwhile."""
     if isinstance(outcome, UsedCode):
         if outcome.family:
             await _replayed(context, transaction, outcome)
         return _invalid_grant(transaction, asked)
     for crowded in outcome:
         await context.revoke(crowded)
-        context.log.event("crowded_out", user=transaction.family.grant.identity.user, family=crowded)
+        context.log.event(
+            "crowded_out",
+            user=transaction.family.grant.identity.user if transaction.family else None,
+            family=crowded,
+        )
     return reply
 
 
