@@ -284,6 +284,8 @@ def auth_clients(clients: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
             **{key: value for key, value in client.items() if key != "client_secret"},
             "token_endpoint_auth_method": client.get("token_endpoint_auth_method", "client_secret_basic")
             if "client_secret" in client
+            else "private_key_jwt"
+            if "jwks" in client
             else "none",
         }
         for name, client in sorted(clients.items())

@@ -37,6 +37,7 @@ CLIENT: dict[str, dict[str, Any]] = {
     "client_name": {"type": "str", "required": True},
     "redirect_uris": {"type": "list", "elements": "str"},
     "client_secret": {"type": "str", "no_log": True},
+    "jwks": {"type": "dict"},
     "token_endpoint_auth_method": {"type": "str", "choices": ["client_secret_basic", "client_secret_post"]},
     "grant_types": {
         "type": "list",
@@ -73,6 +74,16 @@ PORT_FIRST, PORT_LAST = 20000, 31998
 AUTH_PORT = 18000
 
 SECRET_MIN, REDIS_PASSWORD_MIN = 8, 32
+
+
+def _public_keys(jwks: Any) -> bool:
+    """Whether this is a key set (RFC 7517) that tells no secret."""
+    keys = jwks.get("keys") if isinstance(jwks, Mapping) else None
+    return (
+        isinstance(keys, list)
+        and bool(keys)
+        and all(isinstance(key, Mapping) and "kty" in key and not {"d", "k"} & key.keys() for key in keys)
+    )
 
 
 @dataclass
@@ -410,6 +421,13 @@ class Inspector:
                 self.problem(f"{where}: {message}; correct it", host)
             known = checked.validated_parameters
             grants, secret = known.get("grant_types") or [], known.get("client_secret")
+            jwks = known.get("jwks")
+            if jwks is not None and (secret is not None or not _public_keys(jwks)):
+                self.problem(
+                    f"{where}.jwks: has to be a key set of public keys alone, without a client_secret beside it; write"
+                    " {keys: [{kty: ..., ...}]}",
+                    host,
+                )
             if secret is not None and len(secret) < CLIENT_SECRET_MIN:
                 self.problem(
                     f"{where}.client_secret: is too short; use at least {CLIENT_SECRET_MIN} random characters",
@@ -421,8 +439,11 @@ class Inspector:
                 self.problem(f"{where}.redirect_uris: is missing; name where people are sent back to", host)
             if "client_credentials" in grants:
                 machines.add(str(name))
-                if secret is None:
-                    self.problem(f"{where}.client_secret: a machine has to prove who it is; set one", host)
+                if secret is None and jwks is None:
+                    self.problem(
+                        f"{where}.client_secret: a machine has to prove who it is; set one, or jwks with its public keys",
+                        host,
+                    )
         for where, allow in self._allow_lists(host, given).items():
             for client in allow.get("clients") or []:
                 if client not in machines:

@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from joserfc.jwk import ECKey
 
 from gatehouse_auth import documents
 from gatehouse_auth.documents import (
@@ -294,6 +295,65 @@ def test_the_copy_is_used_while_fresh_and_the_last_good_one_in_an_outage(
     *good, gone = asyncio.run(walk())
     assert all(client is not None and client.check_redirect_uri(REDIRECT) for client in good)
     assert gone is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "method"),
+    [
+        ({"jwks_uri": "https://client.example.test/keys.json"}, "private_key_jwt"),
+        ({"jwks": {"keys": [ECKey.generate_key("P-256").as_dict(private=False)]}}, "private_key_jwt"),
+        ({}, None),
+    ],
+    ids=["published", "inside", "none"],
+)
+def test_a_document_with_keys(keys: dict[str, Any], method: str | None) -> None:
+    """What ChatGPT's is like."""
+    body = json.dumps({**DOCUMENT, "token_endpoint_auth_method": "private_key_jwt", **keys}).encode()
+    if method is None:
+        with pytest.raises(DocumentRefused):
+            parse(URL, body, frozenset())
+        return
+    kept = parse(URL, body, frozenset())
+    assert kept["token_endpoint_auth_method"] == method
+    assert keys.keys() <= kept.keys()
+
+
+def test_keys_are_read_again_when_they_may_have_changed(
+    site: Site, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys_url = "https://client.example.test/keys.json"
+
+    async def walk() -> None:
+        redis = connect(fleet.redis.url, fleet.redis.password)
+        store = Store(redis, access_seconds=3600, refresh_seconds=3600, grace_seconds=30)
+        known = Documents(store, frozenset(), site.fetcher(monkeypatch))
+
+        async def kids(*, again: bool = False) -> list[Any]:
+            return [key.get("kid") for key in await known.keys(keys_url, again=again)]
+
+        def publish(kid: str) -> None:
+            key = ECKey.generate_key("P-256", {"kid": kid}).as_dict(private=False)
+            site.body = {"keys": [key, {"kty": "future"}]}
+
+        publish("one")
+        assert await kids() == ["one"]
+        publish("two")
+        assert await kids() == ["one"]
+        assert await kids(again=True) == ["one"], "not again at once"
+        monkeypatch.setattr(documents, "KEYS_SECONDS", 0)
+        record = await store.document(f"keys {keys_url}")
+        assert record is not None
+        await store.save_document(f"keys {keys_url}", {**record, "again_from": 0})
+        assert await kids(again=True) == ["two"]
+        site.status = 503
+        assert await kids(again=True) == ["two"]
+        site.status, site.body = 200, b"[]"
+        assert await kids(again=True) == []
+        assert await kids() == ["two"], "what is no key set replaces none"
+        await known.close()
+        await redis.aclose()
+
+    asyncio.run(walk())
 
 
 def test_it_is_advertised_and_internal_addresses_are_not_reached(fleet: Fleet, browser: Browser) -> None:

@@ -171,6 +171,19 @@ def test_what_an_entry_brings_and_what_the_operator_adds() -> None:
             "gatehouse_clients.m.client_secret: is too short",
             "at least 32",
         ),
+        *[
+            (
+                {"gatehouse_clients": {"m": {"client_name": "M", "grant_types": ["client_credentials"], **given}}},
+                "gatehouse_clients.m.jwks: has to be a key set of public keys alone",
+                "write {keys:",
+            )
+            for given in (
+                {"jwks": {}},
+                {"jwks": {"keys": []}},
+                {"jwks": {"keys": [{"kty": "EC", "d": "x"}]}},
+                {"jwks": {"keys": [{"kty": "EC"}]}, "client_secret": "x" * 32},
+            )
+        ],
         (
             {"gatehouse_allow": {"clients": ["nightly"], "groups": ["staff"]}},
             "gatehouse_allow.clients: nightly is no client of gatehouse_clients with the grant client_credentials",

@@ -178,10 +178,15 @@ def test_clients_leave_their_secrets_behind() -> None:
             "token_endpoint_auth_method": "client_secret_post",
         },
         "public": {"client_name": "P", "redirect_uris": ["https://p.example.com/cb"]},
+        "keyed": {
+            "client_name": "K",
+            "jwks": {"keys": [{"kty": "EC"}]},
+            "grant_types": ["client_credentials"],
+        },
     }
     known = auth_clients(clients)
     assert {name: client["token_endpoint_auth_method"] for name, client in known.items()} == {
-        "nightly": "client_secret_basic", "form": "client_secret_post", "public": "none",
+        "nightly": "client_secret_basic", "form": "client_secret_post", "public": "none", "keyed": "private_key_jwt",
     }  # fmt: skip
     assert "s3cret" not in str(known) and "other" not in str(known)
     assert client_secrets(clients) == {"client_nightly": "s3cret", "client_form": "other"}

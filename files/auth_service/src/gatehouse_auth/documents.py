@@ -18,9 +18,12 @@ from urllib.parse import urlsplit
 
 import httpcore
 from authlib.oauth2.rfc6749 import OAuth2Error
+from joserfc.jwk import Key
 
 from gatehouse_auth.limits import Limiter, Rate
+from gatehouse_auth.oauth.assertions import METHOD
 from gatehouse_auth.oauth.client import Client
+from gatehouse_auth.oauth.keys import public_keys
 from gatehouse_auth.oauth.registration import acceptable_metadata
 from gatehouse_auth.store import Store
 
@@ -29,6 +32,8 @@ BYTES_LIMIT = 16 * 1024
 FETCH_SECONDS = 5.0
 FRESH_SECONDS = (300, 86400)
 MAX_AGE = re.compile(r"(?:^|[,\s])max-age=(\d{1,9})")
+# A signature by a key that is not known lets the keys be read again after this long.
+KEYS_SECONDS = 30
 NEVER_FRESH = re.compile(r"\bno-(?:store|cache)\b")
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 
@@ -175,14 +180,16 @@ def parse(url: str, body: bytes, custom: frozenset[str]) -> dict[str, Any]:
         if document["client_id"] != url or not isinstance(document["client_name"], str):
             raise DocumentRefused("client_id or client_name")
         method = document.get("token_endpoint_auth_method", "none")
-        document.pop("jwks", None)  # not for a public client
-        kept = acceptable_metadata(document, custom)
+        kept = acceptable_metadata(document, custom, fetches=True)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OAuth2Error):
         raise DocumentRefused("content") from None
-    if method != "none" or "client_secret" in document:
+    # No secret can be shared with the whole world (section 4.1 of the draft): a key, or nothing.
+    by_key = method == METHOD
+    if (method != "none" and not by_key) or "client_secret" in document:
         raise DocumentRefused("token_endpoint_auth_method")
-    kept_names = ("client_name", "redirect_uris", "grant_types", "response_types")
-    return {**{name: kept[name] for name in kept_names}, "token_endpoint_auth_method": "none"}
+    names = ["client_name", "redirect_uris", "grant_types", "response_types"]
+    names += [name for name in ("jwks", "jwks_uri") if by_key and name in kept]
+    return {**{name: kept[name] for name in names}, "token_endpoint_auth_method": method}
 
 
 class Documents:
@@ -232,6 +239,36 @@ class Documents:
             url, {"metadata": metadata, "fresh_until": time.time() + lifetime(cache_control)}
         )
         return Client(url, metadata)
+
+    async def keys(self, url: str, *, again: bool = False) -> list[Key]:
+        """A client's keys (RFC 7517 section 5): read again when they may have changed, though not at once.
+
+        Raises:
+            DocumentUnavailable: they cannot be known right now.
+            StoreUnavailable: likewise.
+        """
+        # A name of its own: the same URL may be a client's.
+        name, now = f"keys {url}", time.time()
+        copy = await self._store.document(name)
+        if copy is not None and now < copy["again_from" if again else "fresh_until"]:
+            return public_keys(copy["jwks"])
+        try:
+            if self._hosts.take(str(urlsplit(url).hostname)) or self._all.take("all"):
+                raise DocumentUnavailable("limit")
+            body, cache_control = await self._fetcher.fetch(url)
+            jwks = json.loads(body)
+            keys = public_keys(jwks)
+        except DocumentUnavailable:
+            if copy is None:
+                raise
+            return public_keys(copy["jwks"])
+        except (DocumentRefused, ValueError, RecursionError):
+            return []
+        await self._store.save_document(
+            name,
+            {"jwks": jwks, "fresh_until": now + lifetime(cache_control), "again_from": now + KEYS_SECONDS},
+        )
+        return keys
 
     async def close(self) -> None:
         """Close what is open."""

@@ -212,7 +212,10 @@ class StaticClient(_Model):
 
     client_name: str
     redirect_uris: tuple[str, ...] = ()
-    token_endpoint_auth_method: Literal["none", "client_secret_basic", "client_secret_post"] = "none"
+    token_endpoint_auth_method: Literal[
+        "none", "client_secret_basic", "client_secret_post", "private_key_jwt"
+    ] = "none"
+    jwks: dict[str, Any] | None = None
     grant_types: frozenset[
         Literal[
             "authorization_code",
@@ -227,7 +230,11 @@ class StaticClient(_Model):
         if "authorization_code" in self.grant_types and not self.redirect_uris:
             raise ValueError("redirect_uris: the authorization code grant needs one")
         if "client_credentials" in self.grant_types and self.token_endpoint_auth_method == "none":
-            raise ValueError("token_endpoint_auth_method: the client credentials grant needs a secret")
+            raise ValueError(
+                "token_endpoint_auth_method: the client credentials grant needs a secret or keys"
+            )
+        if (self.token_endpoint_auth_method == "private_key_jwt") != (self.jwks is not None):
+            raise ValueError("jwks: private_key_jwt needs the client's public keys, and nothing else does")
         return self
 
 
@@ -336,7 +343,7 @@ def load_secrets(settings: Settings) -> Secrets:
         clients={
             client_id: credentials.text(f"client_{client_id}")
             for client_id, client in settings.clients.items()
-            if client.token_endpoint_auth_method != "none"
+            if client.token_endpoint_auth_method.startswith("client_secret_")
         },
     )
     credentials.done()

@@ -8,6 +8,7 @@ same answer, so that the client library may try again.
 import asyncio
 import hashlib
 import json
+import secrets
 import time
 from dataclasses import dataclass
 from importlib import resources
@@ -40,6 +41,11 @@ CLIENT_MARGIN_SECONDS = 7 * 86400
 def digest(secret: str) -> str:
     """How a secret is stored and looked up: its SHA-256 in hexadecimal."""
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def new_mark() -> str:
+    """A value that nobody else sets."""
+    return secrets.token_urlsafe(16)
 
 
 class StoreUnavailable(Exception):  # noqa: N818 - it is an answer: 503, and nothing was consumed
@@ -261,6 +267,14 @@ class Store:
     async def forget_document(self, url: str) -> None:
         """Drop the copy of a document that is gone."""
         await self._do("DEL", f"gh:document:{digest(url)}")
+
+    async def first_use(self, client_id: str, name: str, seconds: int) -> bool:
+        """Whether a client's assertion of this name is new. It is not, for so many seconds from now."""
+        own = new_mark()
+        key = f"gh:assertion:{digest(f'{client_id} {name}')}"
+        held = await self._do("SET", key, own, "NX", "GET", "EX", seconds)
+        # The command may have been repeated after its answer was lost.
+        return held is None or held == own
 
     # Sign-ins under way
 

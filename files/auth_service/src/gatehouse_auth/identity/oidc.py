@@ -21,13 +21,12 @@ import httpx
 from authlib.oidc.core import CodeIDToken
 from joserfc import jws, jwt
 from joserfc.errors import JoseError
-from joserfc.jwk import ECKey, Key, OKPKey, RSAKey, import_key
+from joserfc.jwk import Key
 
 from gatehouse_auth.identity.base import CONTROL, Identity, ProviderUnavailable, SignInDenied, code_of
+from gatehouse_auth.oauth.keys import ALGORITHMS, matching, public_keys
 from gatehouse_auth.settings import OpenIDProvider
 
-# Signatures by which a provider can be told from others: none with a shared secret, and never `none`.
-ALGORITHMS = ("ES256", "ES384", "ES512", "EdDSA", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512")
 LEEWAY_SECONDS = 60
 ANSWER_SECONDS = 10.0
 ANSWER_LIMIT = 1024 * 1024
@@ -174,9 +173,9 @@ class OpenID:
             algorithm, kid = header["alg"], header.get("kid")
             if algorithm not in description.algorithms:
                 raise ProviderUnavailable("id_token: alg")
-            key = _matching(await self._keys.get(), algorithm, kid)
+            key = matching(await self._keys.get(), algorithm, kid)
             if key is None:
-                key = _matching(await self._keys.again(), algorithm, kid)
+                key = matching(await self._keys.again(), algorithm, kid)
             if key is None:
                 raise ProviderUnavailable("id_token: kid")
             decoded = jwt.decode(token, key, algorithms=[algorithm])
@@ -248,18 +247,12 @@ class OpenID:
 
     async def _fetch_keys(self) -> list[Key]:
         status, found = await self._ask("GET", (await self._description.get()).jwks_uri)
-        listed = found.get("keys")
-        if status != 200 or not isinstance(listed, list):
+        if status != 200:
             raise ProviderUnavailable("jwks")
-        keys: list[Key] = []
-        for jwk in listed:
-            try:
-                key = import_key(jwk)
-            except (JoseError, ValueError, KeyError, TypeError, AttributeError):
-                continue  # of a kind that we do not know
-            if isinstance(key, RSAKey | ECKey | OKPKey) and key.get("use", "sig") == "sig":
-                keys.append(key)
-        return keys
+        try:
+            return public_keys(found)
+        except ValueError:
+            raise ProviderUnavailable("jwks") from None
 
     async def _ask(self, method: str, url: str, **request: Any) -> tuple[int, dict[str, Any]]:
         """A JSON answer, whatever its status; an answer that is none counts as empty.
@@ -320,19 +313,6 @@ class _Kept(Generic[T]):
             if self._value is None:
                 raise ProviderUnavailable("did not answer a moment ago")
             return self._value
-
-
-def _matching(keys: Iterable[Key], algorithm: str, kid: Any) -> Key | None:
-    """The one key that a signature of this algorithm and key id can be by."""
-    kind = {"ES": ECKey, "Ed": OKPKey}.get(algorithm[:2], RSAKey)
-    fitting = [
-        key
-        for key in keys
-        if isinstance(key, kind)
-        and key.get("alg", algorithm) == algorithm
-        and (kid is None or key.get("kid") == kid)
-    ]
-    return fitting[0] if len(fitting) == 1 else None
 
 
 def _digest(text: str) -> str:

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus
 
-from authlib.oauth2.rfc6749 import InvalidRequestError, OAuth2Error, OAuth2Payload, OAuth2Request
+from authlib.oauth2.rfc6749 import (
+    InvalidClientError,
+    InvalidRequestError,
+    OAuth2Error,
+    OAuth2Payload,
+    OAuth2Request,
+)
+from authlib.oauth2.rfc7523 import JWTBearerClientAssertion
 
 # RFC 6749 appendix A: every parameter of ours is of printable ASCII; grant and response types, of fewer.
 PRINTABLE = re.compile(r"[\x20-\x7e]*\Z")
@@ -89,11 +96,23 @@ class Request(OAuth2Request):
     def __init__(self, method: str, uri: str, headers: Mapping[str, str], payload: Parameters) -> None:
         super().__init__(method, uri, headers={"Authorization": headers.get("authorization", "")})
         self.payload: Parameters = payload
+        # Whether the client has proved by a key who it is.
+        self.proven = False
 
     @property
     def form(self) -> dict[str, str]:
         """The form's parameters."""
         return self.payload.data
+
+
+def claimed_client(assertion: str) -> str | None:
+    """The client that an assertion says it is by. Unverified: it says only whose keys to use."""
+    try:
+        _, claims = JWTBearerClientAssertion().extract_assertion(assertion)
+    except (InvalidClientError, ValueError, RecursionError):
+        return None
+    subject = claims.get("sub")
+    return subject if isinstance(subject, str) else None
 
 
 def presented_client_id(headers: Mapping[str, str], payload: Parameters) -> str | None:
@@ -104,6 +123,13 @@ def presented_client_id(headers: Mapping[str, str], payload: Parameters) -> str 
     """
     named: str | None = payload.data.get("client_id")
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    if "client_assertion" in payload.data:
+        if scheme or "client_secret" in payload.data:
+            raise InvalidRequestError("The request authenticates in two ways.")
+        asserted = claimed_client(payload.data["client_assertion"])
+        if named is not None and named != asserted:
+            raise InvalidRequestError("The request names two clients.")
+        return asserted
     if scheme.lower() != "basic":
         return named
     try:

@@ -4,7 +4,8 @@ from typing import Any
 
 from authlib.oauth2 import rfc8414, rfc9207
 
-from gatehouse_auth.oauth.server import AUTH_METHODS, SECRET_METHODS, DeviceGrant, scopes_supported
+from gatehouse_auth.oauth.keys import ALGORITHMS
+from gatehouse_auth.oauth.server import AUTH_METHODS, CONFIDENTIAL_METHODS, DeviceGrant, scopes_supported
 from gatehouse_auth.oauth.tokens import ALGORITHM
 from gatehouse_auth.settings import Resource, Settings
 
@@ -32,7 +33,11 @@ def server_metadata(settings: Settings) -> dict[str, Any]:
         ],
         token_endpoint_auth_methods_supported=AUTH_METHODS,
         revocation_endpoint_auth_methods_supported=AUTH_METHODS,
-        introspection_endpoint_auth_methods_supported=SECRET_METHODS,
+        introspection_endpoint_auth_methods_supported=CONFIDENTIAL_METHODS,
+        **{
+            f"{endpoint}_endpoint_auth_signing_alg_values_supported": list(ALGORITHMS)
+            for endpoint in ("token", "revocation", "introspection")
+        },
         code_challenge_methods_supported=["S256"],
         authorization_response_iss_parameter_supported=True,
         client_id_metadata_document_supported=settings.client_documents,

@@ -15,7 +15,9 @@ from authlib.oauth2.rfc7591 import (
 from authlib.oauth2.rfc7592 import ClientConfigurationEndpoint
 
 from gatehouse_auth import redirects
+from gatehouse_auth.oauth.assertions import METHOD
 from gatehouse_auth.oauth.client import Client
+from gatehouse_auth.oauth.keys import public_keys
 from gatehouse_auth.oauth.messages import Reply
 from gatehouse_auth.oauth.server import DeviceGrant, new_secret
 from gatehouse_auth.store import digest
@@ -37,6 +39,7 @@ TEXTS = (
 )
 NAME_LIMIT = 100
 TEXT_LIMIT = 2048
+KEYS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +60,15 @@ class Management:
         return client.check_registration_token(self.token)
 
 
-def acceptable_metadata(data: Any, custom: frozenset[str]) -> dict[str, Any]:
+def acceptable_metadata(data: Any, custom: frozenset[str], *, fetches: bool) -> dict[str, Any]:
     """What can be kept of a client's metadata.
 
     Acceptable redirect URIs are kept and the others left out, and so are grants, response types and scopes
     that are not known here: the answer says what was kept (RFC 7591 section 3.2.1).
+
+    Args:
+        custom: redirect URIs with schemes of their own, by exact value.
+        fetches: whether keys can be read from where the client publishes them.
 
     Raises:
         InvalidClientMetadataError: a value of the wrong type or size.
@@ -80,8 +87,18 @@ def acceptable_metadata(data: Any, custom: frozenset[str]) -> dict[str, Any]:
             raise InvalidClientMetadataError(f"{name} must be a list of texts.")
     if "client_name" in kept:
         kept["client_name"] = visible(kept["client_name"])
-    if len(kept.get("contacts", [])) > REDIRECTS or "jwks" in kept:
-        raise InvalidClientMetadataError("jwks is not supported; contacts are limited.")
+    if len(kept.get("contacts", [])) > REDIRECTS:
+        raise InvalidClientMetadataError("There are too many contacts.")
+    if "jwks" in kept:
+        kept["jwks"] = acceptable_keys(kept["jwks"])
+        if "jwks_uri" in kept:
+            raise InvalidClientMetadataError("jwks and jwks_uri exclude each other.")
+    if kept.get("token_endpoint_auth_method") == METHOD and not (
+        "jwks" in kept or (fetches and "jwks_uri" in kept)
+    ):
+        raise InvalidClientMetadataError(
+            f"{METHOD} needs jwks or jwks_uri." if fetches else f"{METHOD} needs jwks here, not jwks_uri."
+        )
     # Left out, RFC 7591 would mean the code grant alone: a client that says nothing still gets to refresh.
     kept["grant_types"] = [grant for grant in kept.get("grant_types", GRANTS) if grant in ACCEPTED_GRANTS]
     by_redirect = "authorization_code" in kept["grant_types"]
@@ -96,6 +113,21 @@ def acceptable_metadata(data: Any, custom: frozenset[str]) -> dict[str, Any]:
     kept["response_types"] = ["code"] if by_redirect else []
     kept.pop("scope", None)  # scopes are the resources' affair
     return kept
+
+
+def acceptable_keys(jwks: Any) -> dict[str, Any]:
+    """The public keys of a key set, and nothing else of it.
+
+    Raises:
+        InvalidClientMetadataError: it is none, or is too large, or tells a secret.
+    """
+    try:
+        keys = public_keys(jwks)
+    except ValueError:
+        keys = []
+    if not 0 < len(keys) <= KEYS or any(key.is_private for key in keys):
+        raise InvalidClientMetadataError(f"jwks must have 1 to {KEYS} public keys that can sign.")
+    return {"keys": [key.as_dict(private=False) for key in keys]}
 
 
 def visible(name: str) -> str:
@@ -140,7 +172,8 @@ class Registration(ClientRegistrationEndpoint):
     def generate_client_info(self, request: JsonRequest) -> dict[str, Any]:
         """An identifier, and a secret where the client wants one."""
         info: dict[str, Any] = {"client_id": f"ghc_{new_secret(16)}", "client_id_issued_at": int(time.time())}
-        if request.payload.data.get("token_endpoint_auth_method", "client_secret_basic") != "none":
+        method = request.payload.data.get("token_endpoint_auth_method", "client_secret_basic")
+        if method not in ("none", METHOD):
             info.update(client_secret=new_secret(), client_secret_expires_at=0)
         return info
 

@@ -22,14 +22,15 @@ from authlib.oauth2.rfc8628 import DeviceAuthorizationEndpoint, DeviceCodeGrant
 from authlib.oauth2.rfc9207 import IssuerParameter
 
 from gatehouse_auth.identity.base import Identity
+from gatehouse_auth.oauth.assertions import METHOD
 from gatehouse_auth.oauth.client import Client
 from gatehouse_auth.oauth.messages import InvalidTargetError, Reply, Request
 from gatehouse_auth.oauth.tokens import TokenGenerator
 from gatehouse_auth.settings import Settings
 from gatehouse_auth.store import DEVICE_SECONDS, POLL_SECONDS, Code, Device, Family
 
-SECRET_METHODS = ["client_secret_basic", "client_secret_post"]
-AUTH_METHODS = ["none", *SECRET_METHODS]
+CONFIDENTIAL_METHODS = ["client_secret_basic", "client_secret_post", METHOD]
+AUTH_METHODS = ["none", *CONFIDENTIAL_METHODS]
 OFFLINE_ACCESS = "offline_access"
 
 
@@ -52,6 +53,7 @@ class Transaction(AuthorizationServer):
         self.register_grant(RefreshTokenGrant)
         self.register_grant(ClientCredentialsGrant)
         self.register_grant(DeviceGrant)
+        self.register_client_auth_method(METHOD, lambda _, request: client if request.proven else None)
 
     def query_client(self, client_id: str) -> Client | None:
         """The client, if it is the one that was loaded."""
@@ -286,7 +288,7 @@ class RefreshTokenGrant(grants.RefreshTokenGrant):
 class ClientCredentialsGrant(grants.ClientCredentialsGrant):
     """The client credentials grant (RFC 6749 section 4.4), for machines that the inventory names."""
 
-    TOKEN_ENDPOINT_AUTH_METHODS = SECRET_METHODS
+    TOKEN_ENDPOINT_AUTH_METHODS = CONFIDENTIAL_METHODS
 
     def validate_requested_scope(self) -> None:
         """The service has to be named, has to let the client in, and has to have the scopes."""
@@ -436,7 +438,7 @@ class Introspection(IntrospectionEndpoint):
     """Token introspection (RFC 7662), for clients that prove who they are (section 2.1), about their own
     tokens alone: any other is as unknown as one that never was (section 4)."""
 
-    CLIENT_AUTH_METHODS = SECRET_METHODS
+    CLIENT_AUTH_METHODS = CONFIDENTIAL_METHODS
 
     def __init__(self, token: dict[str, Any] | None) -> None:
         super().__init__(None)

@@ -30,7 +30,9 @@ async def register(request: Request) -> Response:
     settings = context.settings
     endpoint = Registration(server_metadata(settings), settings.issuer)
     try:
-        data = acceptable_metadata(await json_body(request), settings.custom_redirects)
+        data = acceptable_metadata(
+            await json_body(request), settings.custom_redirects, fetches=context.documents is not None
+        )
         reply = answer(endpoint, json_request("POST", settings.issuer, data))
     except OAuth2Error as error:
         context.log.event("registration", outcome="deny", reason=error.error)
@@ -84,5 +86,5 @@ async def manage(request: Request, client_id: str) -> Response:
 async def _update(request: Request, context: Context) -> dict[str, Any]:
     """An update's metadata, judged like a registration's; what else it must have, Authlib checks."""
     data = await json_body(request)
-    kept = acceptable_metadata(data, context.settings.custom_redirects)
+    kept = acceptable_metadata(data, context.settings.custom_redirects, fetches=context.documents is not None)
     return {**cast(dict[str, Any], data), **kept}

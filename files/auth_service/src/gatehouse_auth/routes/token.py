@@ -147,7 +147,14 @@ async def _asked(request: Request, context: Context) -> tuple[OAuthRequest | Non
     except OAuth2Error as error:
         return None, None, Reply(*error())
     asked = OAuthRequest("POST", context.settings.issuer + request.url.path, request.headers, parameters)
-    return asked, await context.clients.get(client_id), Reply(500, {})
+    client = await context.clients.get(client_id)
+    if "client_assertion" in parameters.data:
+        try:
+            await context.clients.prove(client, asked)
+        except OAuth2Error as error:
+            context.log.event("client", outcome="deny", client=client_id, reason=error.description)
+            return None, None, Transaction(context.settings, client).handle_error_response(asked, error)
+    return asked, client, Reply(500, {})
 
 
 async def _exchange(context: Context, transaction: Transaction, asked: OAuthRequest) -> Reply:
