@@ -91,7 +91,9 @@ def service_components(
         used = [own] if own else []
         if service["npm"]:
             used.append(environments["node"])
+        rules = {"GATEHOUSE_TOOLS": json.dumps(service["tools"], sort_keys=True)} if service["tools"] else {}
         env = {
+            **rules,
             "GATEHOUSE_SERVICE": name,
             "GATEHOUSE_PUBLIC_URL": service["url"],
             "GATEHOUSE_DRAIN_SECONDS": str(drain_seconds),
@@ -272,6 +274,7 @@ def auth_resources(services: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[
         name: {
             "resource": service["url"],
             **{key: service[key] for key in ("title", "scopes", "allow", "origins")},
+            "groups": service["tool_groups"],
         }
         for name, service in sorted(services.items())
     }

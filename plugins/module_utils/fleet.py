@@ -76,6 +76,27 @@ AUTH_PORT = 18000
 SECRET_MIN, REDIS_PASSWORD_MIN = 8, 32
 
 
+def provider_names(providers: Mapping[str, Any]) -> list[str]:
+    """The identity providers' names, which stand before the colon in the names of people and groups."""
+    openid = providers.get("oidc") or {}
+    fixed = [name for name in ("local", "github") if name in providers]
+    return fixed + ([str(name) for name in openid] if isinstance(openid, Mapping) else [])
+
+
+def qualified(entry: str, providers: list[str]) -> str:
+    """A group as the auth service names it: `<provider>:<group>`, a local one as it is.
+
+    Without a provider it is a local one where there are local users, and else of the only provider; whether that
+    can be said, `Inspector.check_names` checks.
+    """
+    provider, colon, name = entry.partition(":")
+    if not colon:
+        provider, name = ("local" if "local" in providers else next(iter(providers), "")), entry
+    if provider == "local":
+        return name
+    return f"{provider}:{name.lower() if provider == 'github' else name}"
+
+
 def _public_keys(jwks: Any) -> bool:
     """Whether this is a key set (RFC 7517) that tells no secret."""
     keys = jwks.get("keys") if isinstance(jwks, Mapping) else None
@@ -372,9 +393,7 @@ class Inspector:
         providers = given.get("gatehouse_providers") or {}
         if not isinstance(providers, Mapping):
             return
-        openid = providers.get("oidc") or {}
-        known = [name for name in ("local", "github") if name in providers]
-        known += [str(name) for name in openid] if isinstance(openid, Mapping) else []
+        known = provider_names(providers)
         for where, allow in self._allow_lists(host, given).items():
             for key in ("users", "groups"):
                 entries = allow.get(key) or []
@@ -394,13 +413,18 @@ class Inspector:
                         )
 
     def _allow_lists(self, host: str, given: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-        """Every allow-list that is written down, by its name in the inventory."""
+        """Every list of people and groups that is written down, by its name in the inventory."""
         lists = {"gatehouse_allow": given.get("gatehouse_allow")}
         lists |= {
             f"gatehouse_mcp_services.{name}.allow": (service or {}).get("allow")
             for name, service in self.declared(host).items()
             if isinstance(service, Mapping | None)
         }
+        for name, service in self.declared(host).items():
+            tools = (service or {}).get("tools")
+            groups = tools.get("groups") if isinstance(tools, Mapping) else None
+            if isinstance(groups, Mapping):
+                lists[f"gatehouse_mcp_services.{name}.tools"] = {"groups": [*groups]}
         return {where: allow for where, allow in lists.items() if isinstance(allow, Mapping)}
 
     def check_clients(self, host: str, given: Mapping[str, Any]) -> None:
@@ -510,6 +534,7 @@ class Inspector:
                         "allow",
                         "origins",
                         "scopes",
+                        "tool_groups",
                         "port",
                         "health_path",
                     )
@@ -629,8 +654,11 @@ class Inspector:
         if source is None:
             return None
         title = source.pop("title", name)
+        tools = self.tools(host, where, known.get("tools") or {}, source["transport"])
         return {
             "title": known.get("title") or title,
+            "tools": tools,
+            "tool_groups": sorted(tools.get("groups", {})),
             "hostname": hostname,
             "url": f"https://{hostname}.{domain}/mcp",
             "allow": {key: allow.get(key, False if key == "everyone" else []) for key in ALLOW},
@@ -646,6 +674,31 @@ class Inspector:
             **source,
             **({"memory_max": known["memory_max"]} if "memory_max" in known else {}),
         }
+
+    def tools(self, host: str, where: str, given: Mapping[str, Any], transport: str) -> dict[str, Any]:
+        """Per-tool rules as the services read them (`GATEHOUSE_TOOLS`); empty where there are none."""
+        rules = {key: value for key, value in given.items() if value is not None}
+        if not rules:
+            return {}
+        if transport == "http":
+            self.problem(
+                f"{where}.tools: nobody but the service itself reads what an http service is asked; let it decide by the"
+                " header X-Gatehouse-Groups, and remove the key",
+                host,
+            )
+        groups = rules.get("groups") or {}
+        for group, names in groups.items():
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                self.problem(f"{where}.tools.groups.{group}: is not a list of tools; write [<tool>]", host)
+                return {}
+        if "allow" not in rules and not rules.get("deny"):
+            self.problem(
+                f"{where}.tools.groups: gives people what everyone has; name in deny what only they shall have",
+                host,
+            )
+        providers = self.hosts[host].get("gatehouse_providers") or {}
+        known = provider_names(providers) if isinstance(providers, Mapping) else []
+        return {**rules, "groups": {qualified(str(group), known): names for group, names in groups.items()}}
 
     @staticmethod
     def is_network(text: str) -> bool:

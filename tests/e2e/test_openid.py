@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients.driver import environment, node_modules
-from conftest import CACHE
+from clients.driver import ClientError, environment, node_modules
+from conftest import CACHE, ClientFactory
 from fleet import Fleet
 from gateway import Gateway
 from pages import Looks, SignIn, answer, exchanged, opened, press_allow
@@ -26,7 +26,7 @@ PEOPLE: dict[str, dict[str, Any]] = {
         "name": "Ana",
         "email": "ana@example.com",
         "email_verified": True,
-        "groups": ["staff", "chess"],
+        "groups": ["staff", "chess", "books"],
     },
     "mallory": {"name": "Ana", "email": "ana@example.com", "email_verified": False, "groups": ["visitors"]},
 }
@@ -92,6 +92,10 @@ def openid(gateway: Gateway, fleet: Fleet, tmp_path_factory: pytest.TempPathFact
             },
             "gatehouse_oidc_client_secrets": {NAME: secret},
             "gatehouse_allow": {"groups": ["staff", f"{NAME}:staff"]},
+            "gatehouse_mcp_services_group": {
+                "echo": {"tools": {"deny": ["head*"], "groups": {f"{NAME}:chess": ["headers"]}}},
+                "time": {"tools": {"deny": ["convert_time"]}},
+            },
         },
         {
             "issuer": issuer,
@@ -142,7 +146,10 @@ def test_a_person_chooses_the_provider_and_calls_a_tool(
     identity = json.loads(gateway.call(gateway.echo, "whoami", token=tokens["access_token"]))
     assert identity["user"] == f"{NAME}:Ana|1"
     assert identity["email"] == "ana@example.com"
-    assert identity["groups"] == [f"{NAME}:staff"], "of her groups, those that an allow-list names"
+    groups = [f"{NAME}:chess", f"{NAME}:staff"]
+    assert identity["groups"] == groups, "of her groups, those that the inventory names"
+    listed = gateway.post(gateway.echo, "tools/list", token=tokens["access_token"]).json()["result"]["tools"]
+    assert {tool["name"] for tool in listed} == {"echo", "headers", "whoami"}
 
     # While the provider is down, whoever is signed in stays so; and somebody new is told what is wrong.
     openid.stop()
@@ -171,6 +178,20 @@ def test_somebody_else_there_stays_out(
         at_provider(watched.page, "mallory")
         back = answer(watched, asked.redirect_uri)
     assert back["error"] == "access_denied"
+
+
+@pytest.mark.parametrize(("service", "denied"), [("echo", "headers"), ("time", "convert_time")])
+def test_whoever_lacks_a_tool_neither_sees_nor_calls_it(
+    clients: ClientFactory, gateway: Gateway, openid: OpenID, service: str, denied: str
+) -> None:
+    """Natively and behind the bridge, for a client of another team; Ana of the inventory plays no chess."""
+    url = getattr(gateway, service)
+    with clients.start("python-2") as client:
+        listed = client.tools(url)
+        assert listed
+        assert denied not in listed
+        with pytest.raises(ClientError, match="Unknown tool"):
+            client.call(url, denied)
 
 
 def test_the_secret_is_nowhere_to_be_seen(fleet: Fleet, openid: OpenID) -> None:

@@ -43,7 +43,7 @@ def node(shared: OpenIDStandIn, tmp_path_factory: pytest.TempPathFactory) -> Ite
             }
         )
         resources = {
-            "echo": {"resource": ECHO, "allow": {"groups": ["okta:Staff", "okta:ä,ö"]}},
+            "echo": {"resource": ECHO, "allow": {"groups": ["okta:Staff"]}, "groups": ["okta:ä,ö"]},
             "files": {
                 "resource": FILES,
                 "allow": {"users": ["okta:00uA|Ana", "ana"], "emails": ["typed@example.com"]},

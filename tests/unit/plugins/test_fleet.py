@@ -267,6 +267,11 @@ def test_bad_variables(change: dict[str, Any], variable: str, fix: str) -> None:
         ("time", {"hostname": "auth"}, "gatehouse_mcp_services.time.hostname: auth is also the host name of the auth", "choose"),
         ("time", {"port": 20001}, "gatehouse_mcp_services.time.port: 20001 is not an even port", "choose another"),
         ("time", {"isolation": "none"}, "gatehouse_mcp_services.time.isolation: value of isolation must be one of", "correct"),
+        ("time", {"tools": {"denied": ["x"]}}, "gatehouse_mcp_services.time.tools: tools.denied. Supported parameters", "deny"),
+        ("time", {"tools": {"groups": {"ops": ["x"]}}}, "gatehouse_mcp_services.time.tools.groups: gives people what everyone has", "name in deny"),
+        ("time", {"tools": {"deny": ["x"], "groups": {"ops": "x"}}}, "gatehouse_mcp_services.time.tools.groups.ops: is not a list", "write ["),
+        ("time", {"tools": {"deny": ["x"], "groups": {"okta:ops": ["x"]}}}, "gatehouse_mcp_services.time.tools.groups: okta:ops is of no provider", "local"),
+        ("x", {"package": "pypi:a==1", "transport": "http", "tools": {"deny": ["x"]}}, "gatehouse_mcp_services.x.tools: nobody but the service", "X-Gatehouse-Groups"),
         ("time", {"origins": ["https://a.example/x"]}, "gatehouse_mcp_services.time.origins: https://a.example/x is not", "write"),
         ("echo", {"args": ["x"]}, "gatehouse_mcp_services.echo.args: echo takes no arguments", "remove"),
         ("time", {"egress": ["pubilc"]}, "gatehouse_mcp_services.time.egress: pubilc is not a network", "public or any"),
@@ -339,3 +344,22 @@ def test_ports_are_even_stable_and_distinct() -> None:
     assert len(set(ports.values())) == 500 and all(port % 2 == 0 for port in ports.values())
     fewer = allocate_ports(names[:40], {"service3": 30000})
     assert sum(ports[name] != port for name, port in fewer.items()) <= 4
+
+
+def test_tool_rules_name_groups_as_the_auth_service_does() -> None:
+    rules = {"deny": ["x"], "groups": {"github:Acme/Ops": ["x"], "local:staff": ["x"], "leads": ["x"]}}
+    providers = {"local": {}, "github": {"client_id": "x"}}
+    fleet = inspect(
+        {
+            "h1": {
+                **GOOD,
+                "gatehouse_providers": providers,
+                "gatehouse_github_client_secret": "x" * 40,
+                "gatehouse_mcp_services": {"time": {"tools": rules}},
+            }
+        }
+    )
+    assert fleet.problems == []
+    known = fleet.hosts["h1"]["time"]["tools"]
+    assert known == {"deny": ["x"], "groups": {"github:acme/ops": ["x"], "staff": ["x"], "leads": ["x"]}}
+    assert fleet.services["time"]["tool_groups"] == ["github:acme/ops", "leads", "staff"]

@@ -25,7 +25,7 @@ from ansible_collections.gatehouse.mcp.plugins.filter.services import (
 
 BASE: dict[str, Any] = {
     "title": "T", "url": "https://x.example.com/mcp", "port": 20000, "env": {"A": "1"}, "secret_names": ["TOKEN"],
-    "memory_max": "512M", "sandbox": {}, "egress": [], "isolation": "per_session", "lock": None, "package": None,
+    "memory_max": "512M", "sandbox": {}, "egress": [], "tools": {}, "isolation": "per_session", "lock": None, "package": None,
     "npm": False, "debian_packages": [], "module": None, "health_path": "/health", "hostname": "x", "origins": [], "hosts": ["h1"],
 }  # fmt: skip
 NATIVE = {**BASE, "transport": "native", "package": "echo", "module": "gatehouse_echo", "command": []}

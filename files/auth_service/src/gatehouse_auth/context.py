@@ -86,7 +86,7 @@ class Context:
         self.settings = settings
         self.rules = AccessRules(settings.providers, settings.allow_lists)
         for provider in self.redirect_providers.values():
-            provider.follow(self.rules.groups)
+            provider.follow(_followed(settings))
         self.findings.clear()
 
     async def revoke(self, identifier: str) -> None:
@@ -128,7 +128,7 @@ def build(settings: Settings, secrets: Secrets, log: Log) -> Context:
             name, provider, secrets.oidc_client_secrets[name], _callback(settings, name), http
         )
     for upstream in redirect.values():
-        upstream.follow(rules.groups)
+        upstream.follow(_followed(settings))
     documents = Documents(store, settings.custom_redirects, Fetcher()) if settings.client_documents else None
     return Context(
         settings=settings,
@@ -147,6 +147,10 @@ def build(settings: Settings, secrets: Secrets, log: Log) -> Context:
         http=http,
         connections=(commands, stream),
     )
+
+
+def _followed(settings: Settings) -> frozenset[str]:
+    return frozenset(map(settings.providers.qualified, settings.named_groups))
 
 
 def _callback(settings: Settings, provider: str) -> str:

@@ -116,12 +116,14 @@ class AllowList(_Model):
 
 
 class Resource(_Model):
-    """One protected MCP service: its RFC 8707 identifier, and what a token needs to open it."""
+    """One protected MCP service: its RFC 8707 identifier, and what a token needs to open it. `groups` are
+    those that the service itself wants to know of."""
 
     resource: Annotated[str, AfterValidator(_resource)]
     title: str = ""
     scopes: Annotated[tuple[str, ...], AfterValidator(_scopes)] = ("mcp",)
     allow: AllowList | None = None
+    groups: frozenset[str] = frozenset()
     origins: frozenset[Annotated[str, AfterValidator(_web_origin)]] = frozenset()
 
 
@@ -268,12 +270,12 @@ class Settings(BaseSettings):
         identifiers = [resource.resource for resource in self.resources.values()]
         if len(set(identifiers)) != len(identifiers):
             raise ValueError("resources: two services have the same resource")
-        for allow in self.allow_lists.values():
-            for entry in (*allow.users, *allow.groups):
-                try:
-                    self.providers.qualified(entry)
-                except ValueError as error:
-                    raise ValueError(f"allow: {error}") from None
+        lists = [(*allow.users, *allow.groups) for allow in self.allow_lists.values()]
+        for entry in {entry for entries in lists for entry in entries} | self.named_groups:
+            try:
+                self.providers.qualified(entry)
+            except ValueError as error:
+                raise ValueError(f"allow: {error}") from None
         if urlsplit(self.redis_url).password:
             raise ValueError("redis_url: the password belongs into the credential redis_password")
         return self
@@ -282,6 +284,13 @@ class Settings(BaseSettings):
         """What people call a service."""
         known = self.resources.get(service)
         return (known.title if known is not None else "") or service
+
+    @property
+    def named_groups(self) -> frozenset[str]:
+        """Every group that anything in the configuration is about, as it is written there."""
+        allowed = (allow.groups for allow in self.allow_lists.values())
+        wanted = (resource.groups for resource in self.resources.values())
+        return frozenset().union(*allowed, *wanted)
 
     @property
     def allow_lists(self) -> dict[str, AllowList]:

@@ -163,7 +163,8 @@ def serve(message: dict[str, Any]) -> None:
                 "instructions": "Take care.",
             }
         case "tools/list":
-            result = {"tools": [{"name": "echo", "inputSchema": {"type": "object"}}]}
+            listed = ("echo", "env", "pid", "progress", "seen", "sleep", "stderr")
+            result = {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in listed]}
         case "tools/call":
             value = call(
                 identifier,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import httpx2
 import pytest
 from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.exceptions import MCPError
 
 IDENTITY = {
     "X-Gatehouse-User": "local:ana",
@@ -58,10 +60,10 @@ def wait_until_up(url: str) -> None:
     raise TimeoutError
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
+@contextmanager
+def running(**changes: str) -> Iterator[str]:
     port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", "gatehouse_echo"], env=environment(port))
+    process = subprocess.Popen([sys.executable, "-m", "gatehouse_echo"], env=environment(port, **changes))
     address = f"http://127.0.0.1:{port}"
     try:
         wait_until_up(address)
@@ -69,6 +71,12 @@ def url() -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running() as address:
+        yield address
 
 
 async def call(url: str, tool: str, mode: str, headers: dict[str, str], **arguments: Any) -> str:
@@ -102,6 +110,23 @@ async def test_whoami_shows_the_gateways_identity(url: str, mode: str) -> None:
 
 async def test_whoami_without_a_gateway(url: str) -> None:
     assert set(json.loads(await call(url, "whoami", "legacy", {})).values()) == {None}
+
+
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+async def test_whoever_lacks_a_tool_neither_sees_nor_calls_it(mode: str) -> None:
+    rules = {"deny": ["head*"], "groups": {"docs, old": ["headers"]}}
+    with running(GATEHOUSE_TOOLS=json.dumps(rules)) as url:
+        for headers, has in (({}, False), ({"X-Gatehouse-Groups": "docs"}, False), (IDENTITY, True)):
+            async with (
+                httpx2.AsyncClient(headers=headers) as http,
+                Client(streamable_http_client(f"{url}/mcp", http_client=http), mode=mode) as client,
+            ):
+                listed = {tool.name for tool in (await client.list_tools()).tools}
+                assert listed == {"echo", "whoami"} | ({"headers"} if has else set())
+                if not has:
+                    with pytest.raises(MCPError, match="Unknown tool"):
+                        await client.call_tool("headers", {})
+        assert json.loads(await call(url, "headers", mode, IDENTITY))["host"]
 
 
 @pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])

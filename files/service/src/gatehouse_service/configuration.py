@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from gatehouse_service.tools import ToolRules
+
 # sysexits(3): the service manager need not try again.
 EX_CONFIG = 78
 PREFIX = "GATEHOUSE_"
@@ -62,6 +64,7 @@ class ServiceSettings(BaseSettings):
     listen: Listen
     public_url: Annotated[str, AfterValidator(_public_url)]
     drain_seconds: DrainSeconds = 20
+    tools: ToolRules = ToolRules()
 
     @property
     def hosts(self) -> frozenset[str]:

@@ -121,11 +121,6 @@ class AccessRules:
             for service, allow in lists.items()
         }
 
-    @property
-    def groups(self) -> frozenset[str]:
-        """Every group that any allow-list names."""
-        return frozenset().union(*(groups for _, _, groups, _, _ in self._rules.values()))
-
     def allows(self, service: str, identity: Identity) -> bool:
         """Whether this person may use the service. A machine has to be named: it is not one of everyone."""
         users, emails, groups, everyone, machines = self._rules[service]

@@ -25,7 +25,9 @@ from gatehouse_bridge.process import MAX_MESSAGE
 from gatehouse_bridge.session import Session
 from gatehouse_bridge.settings import Settings
 from gatehouse_bridge.stateless import Exchange, Refusal
+from gatehouse_bridge.tools import Permit, UnknownToolError
 from gatehouse_service import systemd
+from gatehouse_service.tools import groups_of
 
 # The bodies of all requests under way together; above it new ones are told to come back.
 BODIES_MAX = 128 * 1024 * 1024
@@ -50,6 +52,7 @@ class App:
     def __init__(self, settings: Settings, environment: Mapping[str, str], log: Log) -> None:
         """See the class."""
         self._service = settings.service
+        self._tools = settings.tools
         self._isolation: Literal["shared", "per_user", "per_session"] = settings.bridge_isolation
         self._idle_seconds = settings.bridge_idle_seconds
         self._hosts = LOOPBACK | {(urlsplit(settings.public_url).hostname or "").lower()}
@@ -160,8 +163,17 @@ class App:
         request.held = 0
 
     async def _serve(self, request: Request, message: Message) -> None:
+        permit = self._permit(request)
+        if permit is not None:
+            try:
+                permit.check(message)
+            except UnknownToolError as error:
+                # As the child would answer for a tool that it does not know.
+                status = stateless.STATUS[error.code] if stateless.is_stateless(request, message) else 200
+                await self._refuse(request, status, str(error), error.code, message.id)
+                return
         if stateless.is_stateless(request, message):
-            await self._stateless(request, message)
+            await self._stateless(request, message, permit)
         elif (
             message.method == "initialize"
             and message.is_request
@@ -171,6 +183,8 @@ class App:
         else:
             session = await self._session(request)
             if session is not None:
+                # Groups may have changed since the session was opened.
+                session.permit = permit
                 await self._in_session(request, session, message)
 
     async def _initialize(self, request: Request, message: Message) -> None:
@@ -303,7 +317,7 @@ class App:
 
     # 2026-07-28
 
-    async def _stateless(self, request: Request, message: Message) -> None:
+    async def _stateless(self, request: Request, message: Message, permit: Permit | None) -> None:
         if not message.is_request:
             version = request.header(stateless.VERSION_HEADER)
             if message.is_response:
@@ -319,7 +333,7 @@ class App:
         try:
             stateless.check(request, message)
             child = await self._joint(self._user(request), request)
-            exchange = Exchange(child, message)
+            exchange = Exchange(child, message, permit)
             self._exchanges.add(exchange)
             await exchange.begin()
             self._release(request)
@@ -347,6 +361,11 @@ class App:
         if self._pool.existing(key) is None:
             self._make_room(user)
         return await self._pool.joint(key)
+
+    def _permit(self, request: Request) -> Permit | None:
+        if not self._tools.restrict:
+            return None
+        return Permit(self._tools, groups_of(request.header(b"x-gatehouse-groups") or ""))
 
     @staticmethod
     def _user(request: Request) -> str:

@@ -18,6 +18,7 @@ from gatehouse_bridge.jsonrpc import Message, MessageError
 from gatehouse_bridge.log import Log
 from gatehouse_bridge.process import MAX_MESSAGE, BusyError, Process
 from gatehouse_bridge.stream import Stream
+from gatehouse_bridge.tools import Permit
 
 PROTOCOL_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 HANDSHAKE_SECONDS = 60.0
@@ -50,6 +51,8 @@ class ChildError(Exception):
 
 class Client(Protocol):
     """Who is attached to a child."""
+
+    permit: Permit | None
 
     def receive(self, method: str, text: str, stream: Stream | None) -> None:
         """Take a request or notification; `stream` is that of the call that it belongs to, where known."""
@@ -342,7 +345,13 @@ class Child:
             return
         if call.method == "resources/subscribe" and call.uri and "result" in message.members:
             self.subscribe(call.client, call.uri)
-        call.stream.put(message.edited({("id",): call.id}), final=True)
+        text = message.edited({("id",): call.id})
+        if call.method == "tools/list" and call.client.permit is not None:
+            try:
+                text = call.client.permit.listed(text)
+            except MessageError as error:
+                text = jsonrpc.error(call.id, error.code, str(error))
+        call.stream.put(text, final=True)
 
     def _request(self, message: Message) -> None:
         identifier = message.id or ""

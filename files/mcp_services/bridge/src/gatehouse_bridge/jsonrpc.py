@@ -85,6 +85,32 @@ def scan_object(text: str, at: int = 0) -> tuple[dict[str, Member], int]:
         raise ValueError("not JSON") from None
 
 
+def scan_array(text: str, at: int = 0) -> list[Member]:
+    """The elements of the array that begins at `at`.
+
+    Raises:
+        ValueError: not an array.
+    """
+    elements: list[Member] = []
+    try:
+        if text[at] != "[":
+            raise ValueError("not an array")
+        at = _skip(text, at + 1)
+        if text[at] == "]":
+            return elements
+        while True:
+            value, end = _scan_value(text, at)
+            elements.append(Member(value, at, end))
+            at = _skip(text, end)
+            if text[at] == "]":
+                return elements
+            if text[at] != ",":
+                raise ValueError("no comma")
+            at = _skip(text, at + 1)
+    except (IndexError, StopIteration, RecursionError):
+        raise ValueError("not JSON") from None
+
+
 def splice(text: str, edits: Iterable[tuple[int, int, str]]) -> str:
     """Replace parts of a text; each edit is start, end, and what stands there instead."""
     parts: list[str] = []

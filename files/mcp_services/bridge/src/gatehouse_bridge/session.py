@@ -9,6 +9,7 @@ from gatehouse_bridge import jsonrpc
 from gatehouse_bridge.child import PROTOCOL_VERSIONS, Child
 from gatehouse_bridge.jsonrpc import Message
 from gatehouse_bridge.stream import Stream
+from gatehouse_bridge.tools import Permit
 
 # Streams that have ended and are kept for a client that lost its connection before it had read them.
 ENDED_KEPT = 16
@@ -31,6 +32,8 @@ class Session:
         # Connections of the client that are open.
         self.connections = 0
         self.idle_since = time.monotonic()
+        # What the owner may do with tools; None where there are no rules.
+        self.permit: Permit | None = None
         # The version that was agreed on; empty until then.
         self.version = ""
         self._on_lost = on_lost

@@ -15,6 +15,7 @@ from gatehouse_bridge.child import PROTOCOL_VERSIONS, Call, Child
 from gatehouse_bridge.http import Request
 from gatehouse_bridge.jsonrpc import Member, Message
 from gatehouse_bridge.stream import Stream
+from gatehouse_bridge.tools import Permit
 
 VERSION = "2026-07-28"
 VERSION_HEADER = b"mcp-protocol-version"
@@ -142,10 +143,12 @@ class Exchange:
     Args:
         child: A child that the bridge has initialized.
         message: The request, checked.
+        permit: What its sender may do with tools; None where there are no rules.
     """
 
-    def __init__(self, child: Child, message: Message) -> None:
+    def __init__(self, child: Child, message: Message, permit: Permit | None) -> None:
         """See the class."""
+        self.permit = permit
         self.stream = Stream(0)
         self._child = child
         self._message = message

@@ -30,7 +30,9 @@ class App:
         """See the class."""
         self._hosts = settings.hosts
         self._health = json.dumps({"status": "ok", "service": settings.service}).encode()
-        self._mcp = StreamableHTTPSessionManager(app=create_server(), stateless=True, json_response=True)
+        self._mcp = StreamableHTTPSessionManager(
+            app=create_server(settings.tools), stateless=True, json_response=True
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the application's life."""

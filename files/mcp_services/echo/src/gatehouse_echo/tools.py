@@ -19,6 +19,8 @@ from mcp_types import (
     ToolAnnotations,
 )
 
+from gatehouse_service.tools import ToolRules, groups_of
+
 VERSION = "0.1.0"
 REDACTED = "(redacted)"
 # Parts of the names of headers whose values are nobody's business. The gateway takes a client's Authorization away;
@@ -76,11 +78,9 @@ def shown(headers: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-async def list_tools(
-    _ctx: ServerRequestContext[Any, Any], _params: PaginatedRequestParams | None
-) -> ListToolsResult:
-    """`tools/list`."""
-    return ListToolsResult(tools=TOOLS)
+def headers_of(ctx: ServerRequestContext[Any, Any]) -> Mapping[str, str]:
+    """The headers of a request."""
+    return ctx.request.headers if ctx.request is not None else {}
 
 
 async def call_tool(ctx: ServerRequestContext[Any, Any], params: CallToolRequestParams) -> CallToolResult:
@@ -89,7 +89,7 @@ async def call_tool(ctx: ServerRequestContext[Any, Any], params: CallToolRequest
     Raises:
         MCPError: there is no such tool.
     """
-    headers: Mapping[str, str] = ctx.request.headers if ctx.request is not None else {}
+    headers = headers_of(ctx)
     arguments = params.arguments or {}
     match params.name:
         case "echo":
@@ -102,11 +102,16 @@ async def call_tool(ctx: ServerRequestContext[Any, Any], params: CallToolRequest
         case "headers":
             return _answer(json.dumps(shown(headers), indent=2, ensure_ascii=False))
         case _:
-            raise MCPError(code=INVALID_PARAMS, message="Unknown tool")
+            raise unknown_tool()
 
 
 def _answer(text: str, failed: bool = False) -> CallToolResult:
     return CallToolResult(content=[TextContent(type="text", text=text)], is_error=failed)
+
+
+def unknown_tool() -> MCPError:
+    """What is said of a tool that there is not, for anyone or for this person."""
+    return MCPError(code=INVALID_PARAMS, message="Unknown tool")
 
 
 def schema(name: str) -> Mapping[str, Any] | None:
@@ -114,14 +119,30 @@ def schema(name: str) -> Mapping[str, Any] | None:
     return next((tool.input_schema for tool in TOOLS if tool.name == name), None)
 
 
-def create_server() -> Server[Any]:
-    """The MCP server."""
+def create_server(rules: ToolRules) -> Server[Any]:
+    """The MCP server; `rules` say who has which tool."""
+
+    def has(ctx: ServerRequestContext[Any, Any], tool: str) -> bool:
+        return rules.permits(groups_of(headers_of(ctx).get("x-gatehouse-groups", "")), tool)
+
+    async def permitted_tools(
+        ctx: ServerRequestContext[Any, Any], _params: PaginatedRequestParams | None
+    ) -> ListToolsResult:
+        return ListToolsResult(tools=[tool for tool in TOOLS if has(ctx, tool.name)])
+
+    async def permitted_call(
+        ctx: ServerRequestContext[Any, Any], params: CallToolRequestParams
+    ) -> CallToolResult:
+        if not has(ctx, params.name):
+            raise unknown_tool()
+        return await call_tool(ctx, params)
+
     return Server(
         "gatehouse-echo",
         version=VERSION,
         title="Gatehouse echo",
         instructions="Diagnostics of the gateway: what a service sees of you and of your request.",
-        on_list_tools=list_tools,
-        on_call_tool=call_tool,
+        on_list_tools=permitted_tools,
+        on_call_tool=permitted_call,
         get_tool_input_schema=schema,
     )
