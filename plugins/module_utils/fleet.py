@@ -414,7 +414,7 @@ class Inspector:
 
     def _allow_lists(self, host: str, given: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         """Every list of people and groups that is written down, by its name in the inventory."""
-        lists = {"gatehouse_allow": given.get("gatehouse_allow")}
+        lists = {name: given.get(name) for name in ("gatehouse_allow", "gatehouse_operators")}
         lists |= {
             f"gatehouse_mcp_services.{name}.allow": (service or {}).get("allow")
             for name, service in self.declared(host).items()

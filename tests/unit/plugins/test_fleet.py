@@ -189,6 +189,11 @@ def test_what_an_entry_brings_and_what_the_operator_adds() -> None:
             "gatehouse_allow.clients: nightly is no client of gatehouse_clients with the grant client_credentials",
             "add it there",
         ),
+        (
+            {"gatehouse_operators": {"groups": ["okta:staff"]}},
+            "gatehouse_operators.groups: okta:staff is of no provider of gatehouse_providers",
+            "with one of local",
+        ),
         ({"gatehouse_traefik_source": "archive"}, "gatehouse_traefik_archive_url: gatehouse_traefik_source is archive", "set it"),
         (
             {"gatehouse_traefik_source": "archive", "gatehouse_traefik_archive_sha256": "0" * 63},

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from gatehouse_auth.check import Internal, answer_json
 from gatehouse_auth.context import Context, context_of
 from gatehouse_auth.documents import DocumentUnavailable
-from gatehouse_auth.routes import account, activate, authorize, metadata, register, signin, token
+from gatehouse_auth.routes import account, activate, authorize, metadata, operators, register, signin, token
 from gatehouse_auth.routes.flows import PageError
 from gatehouse_auth.routes.responses import TooManyRequests, oauth_error
 from gatehouse_auth.settings import Settings
@@ -23,7 +23,7 @@ from gatehouse_service.configuration import ConfigurationError, load
 
 BODY_LIMIT = 64 * 1024
 BODY_SECONDS = 15
-FOR_PEOPLE = ("/authorize", "/consent", "/signin/", "/account", "/activate")
+FOR_PEOPLE = ("/authorize", "/consent", "/signin/", "/account", "/activate", "/operators")
 FOR_SCRIPTS = (
     "/token",
     "/device_authorization",
@@ -70,7 +70,7 @@ def create_app(context: Context) -> "Front":
         redirect_slashes=False,
     )
     app.state.context = context
-    for module in (register, authorize, activate, signin, account, token, metadata):
+    for module in (register, authorize, activate, signin, account, operators, token, metadata):
         app.include_router(module.router)
     app.add_exception_handler(PageError, _page_error)
     app.add_exception_handler(StoreUnavailable, _unavailable)
@@ -86,7 +86,11 @@ def create_app(context: Context) -> "Front":
 async def _lifespan(context: Context, internal: Internal) -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, _reload, context, internal)
-    tasks = [asyncio.create_task(context.findings.stream.run()), asyncio.create_task(systemd.watchdog())]
+    tasks = [
+        asyncio.create_task(context.findings.stream.run()),
+        asyncio.create_task(context.decisions.run(context.store)),
+        asyncio.create_task(systemd.watchdog()),
+    ]
     try:
         yield
     finally:
@@ -94,6 +98,7 @@ async def _lifespan(context: Context, internal: Internal) -> AsyncIterator[None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await context.decisions.hand_over(context.store)
         await context.close()
 
 

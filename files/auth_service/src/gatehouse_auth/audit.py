@@ -7,6 +7,7 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -21,10 +22,14 @@ class Log:
         self._lines: list[str] = []
         self._second = 0
         self._stamp = ""
+        # Hears of each event, but not of the hot path's lines.
+        self.listener: Callable[[dict[str, Any]], None] | None = None
 
     def event(self, event: str, level: str = "info", **fields: Any) -> None:
         """Write one record; fields that are None are left out. JSON keeps a newline from starting a line."""
         named = {name: value for name, value in fields.items() if value is not None}
+        if self.listener is not None:
+            self.listener({"event": event, **named})
         self.line(json.dumps({"level": level, "event": event, **named})[1:])
 
     def line(self, rest: str) -> None:

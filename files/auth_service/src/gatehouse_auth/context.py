@@ -10,8 +10,10 @@ from redis.asyncio import Redis
 from gatehouse_auth.audit import Log
 from gatehouse_auth.check import Answer
 from gatehouse_auth.clients import Clients
+from gatehouse_auth.decisions import Decisions
 from gatehouse_auth.documents import Documents, Fetcher
 from gatehouse_auth.identity.base import (
+    OPERATORS,
     AccessRules,
     Identity,
     PasswordProvider,
@@ -62,6 +64,7 @@ class Context:
     pages: Pages
     log: Log
     http: httpx.AsyncClient
+    decisions: Decisions
     connections: tuple["Redis", ...]
 
     @property
@@ -81,10 +84,14 @@ class Context:
         known = current is not None and service in self.settings.resources
         return current if known and current is not None and self.rules.allows(service, current) else None
 
+    def is_operator(self, identity: Identity) -> bool:
+        """Whether this person may see and end everybody's connections."""
+        return self.rules.allows(OPERATORS, identity)
+
     def reconfigure(self, settings: Settings) -> None:
         """Protect other resources from now on. What was found of tokens is found again by the new rules."""
         self.settings = settings
-        self.rules = AccessRules(settings.providers, settings.allow_lists)
+        self.rules = _rules(settings)
         for provider in self.redirect_providers.values():
             provider.follow(_followed(settings))
         self.findings.clear()
@@ -108,6 +115,8 @@ def build(settings: Settings, secrets: Secrets, log: Log) -> Context:
     """The parts, wired. Nothing is connected yet."""
     commands = connect(settings.redis_url, secrets.redis_password)
     stream = connect(settings.redis_url, secrets.redis_password, stream=True)
+    decisions = Decisions()
+    log.listener = decisions.note
     store = Store(
         commands,
         access_seconds=settings.access_token_seconds,
@@ -117,7 +126,7 @@ def build(settings: Settings, secrets: Secrets, log: Log) -> Context:
     # The host's own certificates count: an operator's provider may well be of a private authority.
     http = httpx.AsyncClient(timeout=10.0, follow_redirects=False, verify=ssl.create_default_context())
     providers = settings.providers
-    rules = AccessRules(providers, settings.allow_lists)
+    rules = _rules(settings)
     redirect: dict[str, RedirectProvider] = {}
     if providers.github is not None:
         redirect["github"] = GitHub(
@@ -145,8 +154,13 @@ def build(settings: Settings, secrets: Secrets, log: Log) -> Context:
         pages=Pages(),
         log=log,
         http=http,
+        decisions=decisions,
         connections=(commands, stream),
     )
+
+
+def _rules(settings: Settings) -> AccessRules:
+    return AccessRules(settings.providers, {**settings.allow_lists, OPERATORS: settings.operators})
 
 
 def _followed(settings: Settings) -> frozenset[str]:

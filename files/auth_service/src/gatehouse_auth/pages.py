@@ -35,7 +35,7 @@ class Pages:
                 included.
         """
         policy = POLICY.format(" ".join(["'self'", *form_action]))
-        html = self._templates.get_template(template).render(**values)
+        html = self._templates.get_template(template).render(**{"wide": False, **values})
         return HTMLResponse(html, status, {**HEADERS, "Content-Security-Policy": policy})
 
     def error(self, title: str, explanation: str, status: int) -> HTMLResponse:

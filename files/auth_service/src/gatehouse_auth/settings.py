@@ -252,6 +252,8 @@ class Settings(BaseSettings):
     # A file, so that a service comes or goes without a restart: SIGHUP reads it again.
     resources: Annotated[dict[str, Resource], NoDecode, BeforeValidator(_content_of_file)]
     allow: AllowList = AllowList()
+    # Who sees everybody's connections and ends them; nobody, unless they are named.
+    operators: AllowList = AllowList()
     providers: Providers
     clients: dict[str, StaticClient] = {}
     access_token_seconds: int = Field(default=3600, ge=60, le=86400)
@@ -270,7 +272,9 @@ class Settings(BaseSettings):
         identifiers = [resource.resource for resource in self.resources.values()]
         if len(set(identifiers)) != len(identifiers):
             raise ValueError("resources: two services have the same resource")
-        lists = [(*allow.users, *allow.groups) for allow in self.allow_lists.values()]
+        if self.operators.everyone or self.operators.clients:
+            raise ValueError("operators: has to name users, emails or groups")
+        lists = [(*allow.users, *allow.groups) for allow in (*self.allow_lists.values(), self.operators)]
         for entry in {entry for entries in lists for entry in entries} | self.named_groups:
             try:
                 self.providers.qualified(entry)
@@ -290,7 +294,7 @@ class Settings(BaseSettings):
         """Every group that anything in the configuration is about, as it is written there."""
         allowed = (allow.groups for allow in self.allow_lists.values())
         wanted = (resource.groups for resource in self.resources.values())
-        return frozenset().union(*allowed, *wanted)
+        return frozenset(self.operators.groups).union(*allowed, *wanted)
 
     @property
     def allow_lists(self) -> dict[str, AllowList]:

@@ -31,6 +31,9 @@ POLL_MILLISECONDS = 4500
 UNUSED_CLIENT_SECONDS = 86400
 UNUSED_CLIENTS = 50_000
 SESSION_SECONDS = 3600
+# How many people, clients and decisions operators can look through: those that were active last.
+PEOPLE, CLIENTS, DECISIONS = 10_000, 10_000, 500
+DECISION_SECONDS = 7 * 86400
 # Connections that one person can have. Some clients register anew at each sign-in and never say goodbye; the
 # one that was longest unused makes room.
 CONNECTIONS = 500
@@ -251,6 +254,7 @@ class Store:
         """Forget a registration. Its refresh tokens die with it, since a token needs its client."""
         await self._do("DEL", f"gh:client:{client_id}")
         await self._do("ZREM", "gh:clients:unused", f"gh:client:{client_id}")
+        await self._do("ZREM", "gh:clients", client_id)
 
     # Client ID Metadata Documents
 
@@ -362,6 +366,25 @@ class Store:
         ]
         return bool(await self._run("finish_device", keys, [device.as_record()]))
 
+    # What operators see
+
+    async def note_decisions(self, records: list[str]) -> None:
+        """Put decisions before those that there are."""
+        await self._do("LPUSH", "gh:decisions", *records)
+        await self._do("LTRIM", "gh:decisions", 0, DECISIONS - 1)
+        await self._do("EXPIRE", "gh:decisions", DECISION_SECONDS)
+
+    async def decisions(self) -> list[dict[str, Any]]:
+        """The last decisions, the newest first."""
+        return [json.loads(record) for record in await self._do("LRANGE", "gh:decisions", 0, DECISIONS - 1)]
+
+    async def active(self, what: Literal["people", "clients"], count: int) -> list[tuple[str, int]]:
+        """Who was active last, with the time in epoch seconds, the newest first."""
+        listed = await self._do("ZRANGE", f"gh:{what}", 0, count - 1, "REV", "WITHSCORES")
+        return [
+            (name, int(float(score)) // 1000) for name, score in zip(listed[::2], listed[1::2], strict=True)
+        ]
+
     # People signed in to their account
 
     async def save_session(self, secret: str, identity: Identity) -> None:
@@ -414,6 +437,9 @@ class Store:
                 self._refresh_seconds,
                 self._refresh_seconds + CLIENT_MARGIN_SECONDS,
                 CONNECTIONS,
+                family.grant.identity.user,
+                PEOPLE,
+                CLIENTS,
                 refresh_digest or "",
                 "person",
                 person,
@@ -463,6 +489,8 @@ class Store:
                 self._grace_seconds * 1000,
                 self._refresh_seconds,
                 self._refresh_seconds + CLIENT_MARGIN_SECONDS,
+                family.grant.identity.user,
+                family.grant.client_id,
             ],
         )
         return outcome, held

@@ -106,6 +106,10 @@ def code_of(answer: Mapping[str, str]) -> str:
     return answer["code"]
 
 
+# The allow-list of the operators' page; no service can have this name.
+OPERATORS = ""
+
+
 class AccessRules:
     """Allow-lists, made so that one look-up answers."""
 

@@ -40,7 +40,8 @@ async def show(request: Request) -> Response:
         name=identity.name or identity.user,
         user=identity.user,
         provider=context.providers[identity.provider].title,
-        connections=[_shown(context, family) for family in connections],
+        operator=context.is_operator(identity),
+        connections=[shown(context, family) for family in connections],
         csrf=csrf_of(secret),
     )
 
@@ -148,7 +149,8 @@ async def _sign_in(request: Request) -> Response:
     return response
 
 
-def _shown(context: Context, family: Family) -> dict[str, str]:
+def shown(context: Context, family: Family) -> dict[str, str]:
+    """A connection as a page shows it."""
     grant = family.grant
     return {
         "family": family.family,
