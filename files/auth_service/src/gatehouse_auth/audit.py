@@ -1,6 +1,6 @@
 """The log: one JSON object a line on standard output. Never a token, code, secret, or body.
 
-Lines are gathered for a moment and written together, since every MCP request makes one.
+Every MCP request makes a line: those of one turn of the event loop are written together, at its end.
 """
 
 import asyncio
@@ -9,8 +9,6 @@ import sys
 import time
 from datetime import UTC, datetime
 from typing import Any, TextIO
-
-FLUSH_SECONDS = 0.05
 
 
 class Log:
@@ -37,7 +35,7 @@ class Log:
         self._lines.append(f'{{"ts":"{self._stamp}.{int((now - second) * 1000):03d}Z",{rest}\n')
         if len(self._lines) == 1:
             try:
-                asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
+                asyncio.get_running_loop().call_soon(self.flush)
             except RuntimeError:  # no loop: start or end of the process
                 self.flush()
 
