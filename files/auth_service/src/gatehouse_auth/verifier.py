@@ -8,7 +8,7 @@ Redis does not answer at all does a finding count on its own, for a configured t
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -106,6 +106,8 @@ class Findings(Generic[T]):
         self._found: dict[tuple[str, bytes], Finding[T]] = {}
         self._by_name: dict[str, set[tuple[str, bytes]]] = {}
         self._rules = 0
+        self._together: tuple[set[str], asyncio.Task[bool]] | None = None
+        self._asking = asyncio.Lock()
         self.stream = RevocationStream(redis, log, self.drop)
 
     def __len__(self) -> int:
@@ -169,6 +171,22 @@ class Findings(Generic[T]):
             raise StoreUnavailable("away")
         if not names:
             return False
+        # All tokens that come while a question is under way are in the next one: as a rule none is revoked.
+        if self._together is None:
+            asked: set[str] = set()
+            self._together = asked, asyncio.create_task(self._ask_together(asked))
+        asked, answer = self._together
+        asked.update(names)
+        if not await asyncio.shield(answer):
+            return False
+        return len(asked) == len(set(names)) or await self._ask(names)
+
+    async def _ask_together(self, names: set[str]) -> bool:
+        async with self._asking:
+            self._together = None
+            return await self._ask(names)
+
+    async def _ask(self, names: Iterable[str]) -> bool:
         try:
             async with asyncio.timeout(ASK_SECONDS):
                 return await self._store.revoked(*names)
