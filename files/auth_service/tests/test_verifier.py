@@ -250,7 +250,24 @@ def test_one_that_gives_up_takes_no_one_along() -> None:
 def test_redis_away_or_slow_is_unavailable_for_each() -> None:
     async def main() -> None:
         for store in (Revocations(away=True), Revocations(seconds=5)):
-            answers = await ask(made(store), *range(5))
+            findings = made(store)
+            answers = await ask(findings, *range(5))
             assert [type(one) for one in answers] == [StoreUnavailable] * 5
+            store.away, store.seconds = False, 0
+            assert isinstance((await ask(findings, 5))[0], Finding)
+
+    asyncio.run(main())
+
+
+def test_a_fault_while_asking_leaves_no_one_waiting() -> None:
+    class Broken(Revocations):
+        async def revoked(self, *names: str) -> bool:
+            raise RuntimeError
+
+    async def main() -> None:
+        findings = made(Broken())
+        for _ in range(2):
+            async with asyncio.timeout(1):
+                assert [type(one) for one in await ask(findings, *range(3))] == [RuntimeError] * 3
 
     asyncio.run(main())

@@ -38,9 +38,9 @@ CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 SAFE = " !\"#$&'()*+-./:;<=>?@[]^_`{|}~"
 AS_IT_IS = re.compile(rf"[A-Za-z0-9{re.escape(SAFE)}]*\Z")
 TOKEN_LIMIT = 8192
+ANSWERS = 10_000
 
 
-@lru_cache(1024)  # the same people and clients, all day long
 def header_value(text: str) -> str:
     """A text as a header can carry it: printable ASCII, everything else (and `%`, `,`) percent-encoded."""
     return (text if AS_IT_IS.match(text) else quote(text, safe=SAFE)).strip()
@@ -87,7 +87,7 @@ async def answer_json(send: Send, status: int, content: Any, headers: Headers | 
     await json_answer(status, content, headers).send(send)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Service:
     """What the check knows of one service."""
 
@@ -137,6 +137,8 @@ class Internal:
     def reconfigure(self, settings: Settings, rules: AccessRules) -> None:
         """Answer for these resources, by these rules."""
         self._rules = rules
+        # A person who comes back with a new token has the answer that the last one had.
+        self._allowed = lru_cache(ANSWERS)(_allowed)
         self._services = {name: _service(settings, self._keyring, name) for name in settings.resources}
         self._targets = {f"{CHECK}{name}".encode(): service for name, service in self._services.items()}
 
@@ -241,17 +243,7 @@ class Internal:
             return accepted, self._denied(
                 service, accepted, identity, service.challenge_scope, "scope", "insufficient_scope"
             )
-        headers = {
-            "x-gatehouse-user": header_value(identity.user),
-            "x-gatehouse-name": header_value(identity.name),
-            "x-gatehouse-email": header_value(identity.email),
-            "x-gatehouse-groups": ",".join(header_value(group) for group in identity.groups),
-            "x-gatehouse-client": header_value(accepted.client_id),
-            "x-gatehouse-scope": header_value(accepted.scope),
-        }
-        lines = [(name.encode(), value.encode()) for name, value in headers.items()]
-        audit = _audit("allow", service, accepted, identity, None)
-        return accepted, Answer(200, lines, audit=audit)
+        return accepted, self._allowed(service, identity, accepted.client_id, accepted.scope)
 
     def _denied(
         self,
@@ -262,7 +254,7 @@ class Internal:
         reason: str,
         error: str,
     ) -> Answer:
-        audit = _audit("deny", service, token, identity, reason)
+        audit = _audit("deny", service, identity, token.client_id, reason)
         return json_answer(403, {"error": error}, challenge, audit)
 
     def _refuse(
@@ -330,13 +322,26 @@ def _service(settings: Settings, keyring: Keyring, name: str) -> Service:
     )
 
 
-def _audit(outcome: str, service: Service, token: AccessToken, identity: Identity, reason: str | None) -> str:
+def _allowed(service: Service, identity: Identity, client_id: str, scope: str) -> Answer:
+    headers = {
+        "x-gatehouse-user": header_value(identity.user),
+        "x-gatehouse-name": header_value(identity.name),
+        "x-gatehouse-email": header_value(identity.email),
+        "x-gatehouse-groups": ",".join(header_value(group) for group in identity.groups),
+        "x-gatehouse-client": header_value(client_id),
+        "x-gatehouse-scope": header_value(scope),
+    }
+    lines = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return Answer(200, lines, audit=_audit("allow", service, identity, client_id, None))
+
+
+def _audit(outcome: str, service: Service, identity: Identity, client_id: str, reason: str | None) -> str:
     record = {
         "level": "info",
         "event": "access",
         "outcome": outcome,
         "user": identity.user,
-        "client": token.client_id,
+        "client": client_id,
         "service": service.name,
         "resource": service.resource,
         **({"reason": reason} if reason else {}),

@@ -84,9 +84,6 @@ def protocol(internal: Internal, record: Callable[[], None]) -> type[asyncio.Pro
                     self._answer_later(decision)
                     return
                 self._put(decision)
-                self._answered = self.loop.time()
-                if self._idle_timer is None:
-                    self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
             else:
                 super().on_headers_complete()
 
@@ -99,7 +96,8 @@ def protocol(internal: Internal, record: Callable[[], None]) -> type[asyncio.Pro
                 else:
                     cycle.response_started = cycle.response_complete = True
                     self._put(answer)
-                    self.on_response_complete()
+                    if self.pipeline:
+                        self.on_response_complete()
 
             application, self.app = self.app, answer_later
             try:
@@ -111,6 +109,9 @@ def protocol(internal: Internal, record: Callable[[], None]) -> type[asyncio.Pro
         def _put(self, answer: Answer) -> None:
             lines = [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
             outbox.put(self.transport, b"".join((answer.head, *lines, b"\r\n", answer.body)))
+            self._answered = self.loop.time()
+            if self._idle_timer is None:
+                self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
 
         def on_message_complete(self) -> None:
             """The end of a request that was handed on, or that has its answer."""

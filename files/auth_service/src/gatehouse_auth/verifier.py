@@ -106,8 +106,8 @@ class Findings(Generic[T]):
         self._found: dict[tuple[str, bytes], Finding[T]] = {}
         self._by_name: dict[str, set[tuple[str, bytes]]] = {}
         self._rules = 0
-        self._together: tuple[set[str], asyncio.Task[bool]] | None = None
-        self._asking = asyncio.Lock()
+        self._waiting: list[tuple[tuple[str, ...], asyncio.Future[bool]]] = []
+        self._asking: asyncio.Task[None] | None = None
         self.stream = RevocationStream(redis, log, self.drop)
 
     def __len__(self) -> int:
@@ -172,19 +172,27 @@ class Findings(Generic[T]):
         if not names:
             return False
         # All tokens that come while a question is under way are in the next one: as a rule none is revoked.
-        if self._together is None:
-            asked: set[str] = set()
-            self._together = asked, asyncio.create_task(self._ask_together(asked))
-        asked, answer = self._together
-        asked.update(names)
-        if not await asyncio.shield(answer):
-            return False
-        return len(asked) == len(set(names)) or await self._ask(names)
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append((names, answer))
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask_together())
+        return await answer and await self._ask(names)
 
-    async def _ask_together(self, names: set[str]) -> bool:
-        async with self._asking:
-            self._together = None
-            return await self._ask(names)
+    async def _ask_together(self) -> None:
+        try:
+            while self._waiting:
+                waiting, self._waiting = self._waiting, []
+                answers = [answer for _, answer in waiting]
+                try:
+                    some = await self._ask({name for names, _ in waiting for name in names})
+                except Exception as error:  # theirs, each of them
+                    for answer in filter(_open, answers):
+                        answer.set_exception(error)
+                else:
+                    for answer in filter(_open, answers):
+                        answer.set_result(some)
+        finally:
+            self._asking = None
 
     async def _ask(self, names: Iterable[str]) -> bool:
         try:
@@ -226,3 +234,7 @@ class Findings(Generic[T]):
         self.stream.events += 1
         for key in list(self._by_name.get(name, ())):
             self._forget(key)
+
+
+def _open(answer: asyncio.Future[bool]) -> bool:
+    return not answer.done()
