@@ -6,6 +6,7 @@ import traceback
 from gatehouse_auth.app import create_app
 from gatehouse_auth.audit import Log
 from gatehouse_auth.context import build
+from gatehouse_auth.direct import protocol
 from gatehouse_auth.settings import Settings, load_secrets
 from gatehouse_service.configuration import ConfigurationError, addresses, load, stop
 from gatehouse_service.serving import serve
@@ -40,7 +41,9 @@ def main() -> None:
         stop("\n".join(error.problems))
     log = Log()
     logging.basicConfig(handlers=[JsonHandler(log)], level=logging.WARNING)
-    serve(create_app(build(settings, secrets, log)), addresses(settings.listen), settings.drain_seconds)
+    app = create_app(build(settings, secrets, log))
+    direct = protocol(app.internal, log.flush)
+    serve(app, addresses(settings.listen), settings.drain_seconds, protocol=direct)
     log.flush()
 
 

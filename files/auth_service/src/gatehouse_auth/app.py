@@ -118,7 +118,7 @@ class Front:
     """Sends each request to where it is answered, and keeps bodies and cross-origin access in bounds."""
 
     def __init__(self, internal: Internal, app: FastAPI) -> None:
-        self._internal = internal
+        self.internal = internal
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -126,7 +126,7 @@ class Front:
         if scope["type"] == "http":
             path = scope["path"]
             if path.startswith("/internal/"):
-                await self._internal(scope, receive, send)
+                await self.internal(scope, receive, send)
                 return
             headers = dict(scope["headers"])
             if not headers.get(b"content-length", b"0").isdigit() or (

@@ -1,6 +1,6 @@
 """The log: one JSON object a line on standard output. Never a token, code, secret, or body.
 
-Lines are gathered for a moment and written together, since every MCP request makes one.
+Every MCP request makes a line: those of one turn of the event loop are written together, at its end.
 """
 
 import asyncio
@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TextIO
-
-FLUSH_SECONDS = 0.05
 
 
 class Log:
@@ -42,7 +40,7 @@ class Log:
         self._lines.append(f'{{"ts":"{self._stamp}.{int((now - second) * 1000):03d}Z",{rest}\n')
         if len(self._lines) == 1:
             try:
-                asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
+                asyncio.get_running_loop().call_soon(self.flush)
             except RuntimeError:  # no loop: start or end of the process
                 self.flush()
 

@@ -1,5 +1,5 @@
-"""What Traefik asks: the ForwardAuth check, resource metadata, and health. Plain ASGI: every MCP request in
-the company waits for the check.
+"""What Traefik asks: the ForwardAuth check, resource metadata, and health. Every MCP request in the company
+waits for the check: what needs no waiting is answered without a framework (`direct`), all else by plain ASGI.
 
 These paths answer on loopback addresses only, by the `Host` that the caller used, so that a routing mistake
 does not open them.
@@ -9,7 +9,9 @@ import itertools
 import json
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
@@ -30,40 +32,62 @@ CHECK = "/internal/check/"
 RESOURCE = "/internal/resource/"
 LOOPBACK = re.compile(rb"(?:127(?:\.\d{1,3}){3}|\[::1\]|localhost):(\d{1,5})\Z")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}\Z")
-BODY: dict[str, Any] = {"type": "http.response.body", "body": b""}
+# What would end a header, or is no text at all.
+CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 # What a header value may have as it is; all else is percent-encoded as UTF-8. A comma parts groups.
 SAFE = " !\"#$&'()*+-./:;<=>?@[]^_`{|}~"
+AS_IT_IS = re.compile(rf"[A-Za-z0-9{re.escape(SAFE)}]*\Z")
 TOKEN_LIMIT = 8192
+ANSWERS = 10_000
 
 
 def header_value(text: str) -> str:
     """A text as a header can carry it: printable ASCII, everything else (and `%`, `,`) percent-encoded."""
-    return quote(text, safe=SAFE).strip()
-
-
-def start(status: int, headers: Headers, length: int = 0) -> dict[str, Any]:
-    """The first half of a response."""
-    fixed = [(b"content-length", str(length).encode()), (b"cache-control", b"no-store")]
-    return {"type": "http.response.start", "status": status, "headers": [*headers, *fixed]}
-
-
-async def answer_json(send: Send, status: int, content: Any, headers: Headers | None = None) -> None:
-    """A whole JSON response."""
-    body = json.dumps(content).encode()
-    await send(start(status, [(b"content-type", b"application/json"), *(headers or [])], len(body)))
-    await send({"type": "http.response.body", "body": body})
+    return (text if AS_IT_IS.match(text) else quote(text, safe=SAFE)).strip()
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the check says to one good token: the response, and its audit record less time and request."""
+    """A whole response. `audit` is its audit record less time and request, where there is one."""
 
-    message: dict[str, Any]
-    body: dict[str, Any]
-    audit: str
+    status: int
+    headers: Headers = field(default_factory=list)
+    body: bytes = b""
+    audit: str = ""
+    head: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Write the head once, up to where more headers may follow.
+
+        Raises:
+            ValueError: a header's value would not stay in its line.
+        """
+        length = (b"content-length", str(len(self.body)).encode())
+        self.headers.extend([length, (b"cache-control", b"no-store")])
+        if CONTROL.search(b"".join([value for _, value in self.headers])):
+            raise ValueError("a control character in a header")
+        status = f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\n".encode()
+        lines = [b"%b: %b\r\n" % header for header in self.headers]
+        object.__setattr__(self, "head", status + b"".join(lines))
+
+    async def send(self, send: Send) -> None:
+        """Give it by ASGI."""
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        await send({"type": "http.response.body", "body": self.body})
 
 
-@dataclass(frozen=True, slots=True)
+def json_answer(status: int, content: Any, headers: Headers | None = None, audit: str = "") -> Answer:
+    """A response in JSON."""
+    fields = [(b"content-type", b"application/json"), *(headers or [])]
+    return Answer(status, fields, json.dumps(content).encode(), audit)
+
+
+async def answer_json(send: Send, status: int, content: Any, headers: Headers | None = None) -> None:
+    """A whole JSON response."""
+    await json_answer(status, content, headers).send(send)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Service:
     """What the check knows of one service."""
 
@@ -76,6 +100,15 @@ class Service:
     challenge: Headers
     challenge_invalid: Headers
     challenge_scope: Headers
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A token that has to be asked about."""
+
+    service: Service
+    token: bytes
+    request_id: bytes
 
 
 class Internal:
@@ -104,61 +137,84 @@ class Internal:
     def reconfigure(self, settings: Settings, rules: AccessRules) -> None:
         """Answer for these resources, by these rules."""
         self._rules = rules
+        # A person who comes back with a new token has the answer that the last one had.
+        self._allowed = lru_cache(ANSWERS)(_allowed)
         self._services = {name: _service(settings, self._keyring, name) for name in settings.resources}
+        self._targets = {f"{CHECK}{name}".encode(): service for name, service in self._services.items()}
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Send) -> None:
         """Answer one request."""
         pairs = scope["headers"]
         headers = dict(pairs)
-        host = headers.get(b"host", b"")
-        if host not in self._hosts and not self._is_own(host):
-            await answer_json(send, 404, {"error": "not_found"})
-            return
         path: str = scope["path"]
-        if not path.startswith(CHECK):
-            await self._other(path, send)
-            return
-        service = self._services.get(path[len(CHECK) :])
-        request_id = headers.get(b"x-request-id", b"")
-        if service is None:
+        if not self._is_own(headers.get(b"host", b"")):
+            answer = json_answer(404, {"error": "not_found"})
+        elif not path.startswith(CHECK):
+            answer = await self._other(path)
+        elif (service := self._services.get(path[len(CHECK) :])) is None:
             # Traefik knows a service that we do not know yet: a fault on our side.
-            await self._unavailable(send, path[len(CHECK) :], request_id, "unknown_service")
-            return
+            request_id = headers.get(b"x-request-id", b"")
+            answer = self._unavailable(path[len(CHECK) :], request_id, "unknown_service")
+        else:
+            decision = self._decide(service, pairs, headers)
+            answer = await self.find(decision) if isinstance(decision, Question) else decision
+        await answer.send(send)
+
+    def at_once(self, target: bytes, pairs: Headers, headers: dict[bytes, bytes]) -> Answer | Question | None:
+        """The answer to a check, a question for `find`, or None when it is neither: then `__call__` answers.
+
+        Args:
+            target: the request's target as it came.
+            pairs: its headers, names in lower case.
+            headers: the same; of a name that came more than once, the last.
+        """
+        service = self._targets.get(target)
+        if service is None or not self._is_own(headers.get(b"host", b"")):
+            return None
+        return self._decide(service, pairs, headers)
+
+    def _decide(self, service: Service, pairs: Headers, headers: dict[bytes, bytes]) -> Answer | Question:
+        request_id = headers.get(b"x-request-id", b"")
         origin = headers.get(b"origin")
         if origin and origin not in service.origins:
-            await self._refuse(send, service, request_id, 403, [], "foreign_origin", "access_denied")
-            return
+            return self._refuse(service, request_id, 403, [], "foreign_origin", "access_denied")
         if len(headers) != len(pairs) and [name for name, _ in pairs].count(b"authorization") > 1:
-            await self._refuse(send, service, request_id, 400, [], "two_credentials", "invalid_request")
-            return
+            return self._refuse(service, request_id, 400, [], "two_credentials", "invalid_request")
         authorization = headers.get(b"authorization", b"")
         if authorization[:7].lower() != b"bearer ":
-            await self._refuse(send, service, request_id, 401, service.challenge, "no_token", "unauthorized")
-            return
+            return self._refuse(service, request_id, 401, service.challenge, "no_token", "unauthorized")
         token = authorization[7:].strip()
         found = self._findings.known(service.name, token)
         if found is None:
-            try:
-                found = await self._findings.find(service.name, token, lambda: self._judge(service, token))
-            except InvalidAccessToken as error:
-                await self._refuse(
-                    send, service, request_id, 401, service.challenge_invalid, error.reason, "invalid_token"
-                )
-                return
-            except StoreUnavailable:
-                await self._unavailable(send, service.name, request_id, "redis_away")
-                return
-            if found is None:
-                await self._refuse(
-                    send, service, request_id, 401, service.challenge_invalid, "revoked", "invalid_token"
-                )
-                return
-        answer = found.answer
+            return Question(service, token, request_id)
+        return self._decided(found.answer, request_id)
+
+    async def find(self, question: Question) -> Answer:
+        """The answer to a check that needs waiting."""
+        service, request_id = question.service, question.request_id
+        try:
+            found = await self._findings.find(
+                service.name, question.token, lambda: self._judge(service, question.token)
+            )
+        except InvalidAccessToken as error:
+            return self._refuse(
+                service, request_id, 401, service.challenge_invalid, error.reason, "invalid_token"
+            )
+        except StoreUnavailable:
+            return self._unavailable(service.name, request_id, "redis_away")
+        if found is None:
+            return self._refuse(
+                service, request_id, 401, service.challenge_invalid, "revoked", "invalid_token"
+            )
+        return self._decided(found.answer, request_id)
+
+    def _decided(self, answer: Answer, request_id: bytes) -> Answer:
         self._log.line(f'{answer.audit}"request":"{self._request(request_id)}"}}')
-        await send(answer.message)
-        await send(answer.body)
+        return answer
 
     def _is_own(self, host: bytes) -> bool:
+        if host in self._hosts:
+            return True
         match = LOOPBACK.match(host)
         if match is None or match[1] not in self._ports:
             return False
@@ -187,16 +243,7 @@ class Internal:
             return accepted, self._denied(
                 service, accepted, identity, service.challenge_scope, "scope", "insufficient_scope"
             )
-        headers = {
-            "x-gatehouse-user": header_value(identity.user),
-            "x-gatehouse-name": header_value(identity.name),
-            "x-gatehouse-email": header_value(identity.email),
-            "x-gatehouse-groups": ",".join(header_value(group) for group in identity.groups),
-            "x-gatehouse-client": header_value(accepted.client_id),
-            "x-gatehouse-scope": header_value(accepted.scope),
-        }
-        message = start(200, [(name.encode(), value.encode()) for name, value in headers.items()])
-        return accepted, Answer(message, BODY, _audit("allow", service, accepted, identity, None))
+        return accepted, self._allowed(service, identity, accepted.client_id, accepted.scope)
 
     def _denied(
         self,
@@ -207,31 +254,19 @@ class Internal:
         reason: str,
         error: str,
     ) -> Answer:
-        body = json.dumps({"error": error}).encode()
-        headers = [(b"content-type", b"application/json"), *challenge]
-        return Answer(
-            start(403, headers, len(body)),
-            {"type": "http.response.body", "body": body},
-            _audit("deny", service, token, identity, reason),
-        )
+        audit = _audit("deny", service, identity, token.client_id, reason)
+        return json_answer(403, {"error": error}, challenge, audit)
 
-    async def _refuse(
-        self,
-        send: Send,
-        service: Service,
-        request_id: bytes,
-        status: int,
-        headers: Headers,
-        reason: str,
-        error: str,
-    ) -> None:
+    def _refuse(
+        self, service: Service, request_id: bytes, status: int, headers: Headers, reason: str, error: str
+    ) -> Answer:
         self._log.event(
             "access", outcome="deny", service=service.name, resource=service.resource, reason=reason,
             request=self._request(request_id),
         )  # fmt: skip
-        await answer_json(send, status, {"error": error}, headers)
+        return json_answer(status, {"error": error}, headers)
 
-    async def _unavailable(self, send: Send, service: str, request_id: bytes, reason: str) -> None:
+    def _unavailable(self, service: str, request_id: bytes, reason: str) -> Answer:
         self._log.event(
             "access",
             "error",
@@ -240,21 +275,19 @@ class Internal:
             reason=reason,
             request=self._request(request_id),
         )
-        await answer_json(send, 503, {"error": "temporarily_unavailable"}, [(b"retry-after", b"2")])
+        return json_answer(503, {"error": "temporarily_unavailable"}, [(b"retry-after", b"2")])
 
-    async def _other(self, path: str, send: Send) -> None:
+    async def _other(self, path: str) -> Answer:
         if path == "/internal/health":
             checks = await self.health()
             healthy = all(value == "ok" for value in checks.values())
-            await answer_json(
-                send, 200 if healthy else 503, {"status": "ok" if healthy else "failing", "checks": checks}
+            return json_answer(
+                200 if healthy else 503, {"status": "ok" if healthy else "failing", "checks": checks}
             )
-            return
         service = self._services.get(path.removeprefix(RESOURCE)) if path.startswith(RESOURCE) else None
         if service is None:
-            await answer_json(send, 404, {"error": "not_found"})
-            return
-        await answer_json(send, 200, service.document, [(b"access-control-allow-origin", b"*")])
+            return json_answer(404, {"error": "not_found"})
+        return json_answer(200, service.document, [(b"access-control-allow-origin", b"*")])
 
     async def health(self) -> dict[str, str]:
         """Each check by name: `ok`, or what is wrong."""
@@ -289,13 +322,26 @@ def _service(settings: Settings, keyring: Keyring, name: str) -> Service:
     )
 
 
-def _audit(outcome: str, service: Service, token: AccessToken, identity: Identity, reason: str | None) -> str:
+def _allowed(service: Service, identity: Identity, client_id: str, scope: str) -> Answer:
+    headers = {
+        "x-gatehouse-user": header_value(identity.user),
+        "x-gatehouse-name": header_value(identity.name),
+        "x-gatehouse-email": header_value(identity.email),
+        "x-gatehouse-groups": ",".join(header_value(group) for group in identity.groups),
+        "x-gatehouse-client": header_value(client_id),
+        "x-gatehouse-scope": header_value(scope),
+    }
+    lines = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return Answer(200, lines, audit=_audit("allow", service, identity, client_id, None))
+
+
+def _audit(outcome: str, service: Service, identity: Identity, client_id: str, reason: str | None) -> str:
     record = {
         "level": "info",
         "event": "access",
         "outcome": outcome,
         "user": identity.user,
-        "client": token.client_id,
+        "client": client_id,
         "service": service.name,
         "resource": service.resource,
         **({"reason": reason} if reason else {}),

@@ -8,7 +8,7 @@ Redis does not answer at all does a finding count on its own, for a configured t
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -106,6 +106,8 @@ class Findings(Generic[T]):
         self._found: dict[tuple[str, bytes], Finding[T]] = {}
         self._by_name: dict[str, set[tuple[str, bytes]]] = {}
         self._rules = 0
+        self._waiting: list[tuple[tuple[str, ...], asyncio.Future[bool]]] = []
+        self._asking: asyncio.Task[None] | None = None
         self.stream = RevocationStream(redis, log, self.drop)
 
     def __len__(self) -> int:
@@ -169,6 +171,30 @@ class Findings(Generic[T]):
             raise StoreUnavailable("away")
         if not names:
             return False
+        # All tokens that come while a question is under way are in the next one: as a rule none is revoked.
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append((names, answer))
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask_together())
+        return await answer and await self._ask(names)
+
+    async def _ask_together(self) -> None:
+        try:
+            while self._waiting:
+                waiting, self._waiting = self._waiting, []
+                answers = [answer for _, answer in waiting]
+                try:
+                    some = await self._ask({name for names, _ in waiting for name in names})
+                except Exception as error:  # theirs, each of them
+                    for answer in filter(_open, answers):
+                        answer.set_exception(error)
+                else:
+                    for answer in filter(_open, answers):
+                        answer.set_result(some)
+        finally:
+            self._asking = None
+
+    async def _ask(self, names: Iterable[str]) -> bool:
         try:
             async with asyncio.timeout(ASK_SECONDS):
                 return await self._store.revoked(*names)
@@ -208,3 +234,7 @@ class Findings(Generic[T]):
         self.stream.events += 1
         for key in list(self._by_name.get(name, ())):
             self._forget(key)
+
+
+def _open(answer: asyncio.Future[bool]) -> bool:
+    return not answer.done()

@@ -1,8 +1,10 @@
 """Uvicorn as all services run it: behind Traefik, under systemd."""
 
+import asyncio
+import gc
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 
@@ -24,6 +26,9 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then say so."""
         await super().startup(sockets)
+        # What is here now stays: it need not be looked at again whenever garbage is collected.
+        gc.collect()
+        gc.freeze()
         if self.started:
             systemd.notify("READY=1")
 
@@ -39,6 +44,7 @@ def serve(
     addresses: list[tuple[str, int]],
     drain_seconds: int,
     on_stop: Callable[[], None] = lambda: None,
+    protocol: type[asyncio.Protocol] | Literal["httptools"] = "httptools",
 ) -> None:
     """Serve an ASGI application until SIGTERM; requests that have begun get `drain_seconds`.
 
@@ -47,6 +53,7 @@ def serve(
         addresses: Where to listen. One that cannot be had ends the process with a sentence.
         drain_seconds: Seconds for what has begun.
         on_stop: Called when it stops, before the draining.
+        protocol: What handles a connection, where uvicorn's own is not enough.
     """
     try:
         sockets = [_listen(*address) for address in addresses]
@@ -55,7 +62,7 @@ def serve(
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=protocol,
         ws="none",
         lifespan="on",
         interface="asgi3",
