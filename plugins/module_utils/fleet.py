@@ -32,6 +32,7 @@ PYPI_PACKAGE = re.compile(
 )
 CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CLIENT_SECRET_MIN = 32
+ASSERTION_GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 CLIENT: dict[str, dict[str, Any]] = {
     "client_name": {"type": "str", "required": True},
@@ -42,7 +43,13 @@ CLIENT: dict[str, dict[str, Any]] = {
     "grant_types": {
         "type": "list",
         "elements": "str",
-        "choices": ["authorization_code", "refresh_token", "client_credentials", DEVICE_GRANT],
+        "choices": [
+            "authorization_code",
+            "refresh_token",
+            "client_credentials",
+            DEVICE_GRANT,
+            ASSERTION_GRANT,
+        ],
         "default": ["authorization_code", "refresh_token"],
     },
 }
@@ -54,6 +61,7 @@ OPENID: dict[str, dict[str, Any]] = {
     "scopes": {"type": "list", "elements": "str"},
     "groups_claim": {"type": "str"},
     "trust_emails": {"type": "bool"},
+    "assertions": {"type": "bool"},
 }
 PROVIDER_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 # Providers that are there without a name of the operator's, and other words that stand before a colon.

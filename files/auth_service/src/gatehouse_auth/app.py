@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from gatehouse_auth.check import Internal, answer_json
 from gatehouse_auth.context import Context, context_of
 from gatehouse_auth.documents import DocumentUnavailable
+from gatehouse_auth.identity.base import ProviderUnavailable
 from gatehouse_auth.routes import account, activate, authorize, metadata, operators, register, signin, token
 from gatehouse_auth.routes.flows import PageError
 from gatehouse_auth.routes.responses import TooManyRequests, oauth_error
@@ -75,6 +76,7 @@ def create_app(context: Context) -> "Front":
     app.add_exception_handler(PageError, _page_error)
     app.add_exception_handler(StoreUnavailable, _unavailable)
     app.add_exception_handler(DocumentUnavailable, _document_unavailable)
+    app.add_exception_handler(ProviderUnavailable, _unavailable)
     app.add_exception_handler(TooManyRequests, _too_many)
     app.add_exception_handler(BodyTooLarge, _too_large)
     app.add_exception_handler(HTTPException, _http_error)

@@ -84,6 +84,14 @@ class Context:
         known = current is not None and service in self.settings.resources
         return current if known and current is not None and self.rules.allows(service, current) else None
 
+    def vouching(self, issuer: str) -> OpenID | None:
+        """The provider of this issuer, if apps may bring its word for a person."""
+        for name, provider in self.settings.providers.oidc.items():
+            known = self.redirect_providers.get(name)
+            if provider.issuer == issuer and provider.assertions and isinstance(known, OpenID):
+                return known
+        return None
+
     def is_operator(self, identity: Identity) -> bool:
         """Whether this person may see and end everybody's connections."""
         return self.rules.allows(OPERATORS, identity)

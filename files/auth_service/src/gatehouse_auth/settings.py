@@ -146,7 +146,8 @@ class GitHubProvider(_Model):
 
 class OpenIDProvider(_Model):
     """An OpenID provider, found by discovery. `trust_emails`: its addresses count although it does not say
-    that it has verified them."""
+    that it has verified them. `assertions`: apps may bring its word for a person (ID-JAG) instead of having
+    the person sign in here."""
 
     title: str = ""
     issuer: Annotated[str, AfterValidator(_issuer_url)]
@@ -154,6 +155,7 @@ class OpenIDProvider(_Model):
     scopes: tuple[str, ...] = ("openid", "profile", "email")
     groups_claim: str = "groups"
     trust_emails: bool = False
+    assertions: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -224,6 +226,7 @@ class StaticClient(_Model):
             "refresh_token",
             "client_credentials",
             "urn:ietf:params:oauth:grant-type:device_code",
+            "urn:ietf:params:oauth:grant-type:jwt-bearer",
         ]
     ] = frozenset({"authorization_code", "refresh_token"})
 

@@ -70,6 +70,25 @@ class OpenID:
         self._description = _Kept(self._describe)
         self._keys = _Kept(self._fetch_keys)
 
+    async def assertion_key(self, assertion: str) -> Key | None:
+        """The key of the provider's that can have signed an assertion.
+
+        Raises:
+            ProviderUnavailable: its keys cannot be had.
+        """
+        try:
+            header = jws.extract_compact(assertion.encode()).headers()
+        except (JoseError, ValueError):
+            return None
+        return await self._key(header)
+
+    async def _key(self, header: Mapping[str, Any]) -> Key | None:
+        algorithm, kid = header.get("alg"), header.get("kid")
+        if algorithm not in (await self._description.get()).algorithms:
+            return None
+        found = matching(await self._keys.get(), algorithm, kid)
+        return found or matching(await self._keys.again(), algorithm, kid)
+
     def follow(self, groups: Iterable[str]) -> None:
         """Let these groups, and no others, be seen outside."""
         self._followed = frozenset(groups)
@@ -115,14 +134,19 @@ class OpenID:
         if issuer != self._settings.issuer and (issuer is not None or description.names_issuer):
             raise SignInDenied("the answer came from somewhere else")
         tokens = await self._tokens(description, code_of(answer), verifier)
-        claims = await self._id_token(description, tokens, verifier)
+        claims = await self._id_token(tokens, verifier)
         wanted = {"name", "email", self._settings.groups_claim}
         access_token = tokens.get("access_token")
         if not wanted <= claims.keys() and description.userinfo_endpoint and isinstance(access_token, str):
             claims = {**await self._userinfo(description, access_token, claims["sub"]), **claims}
-        return self._identity(claims)
+        return self.identity(claims)
 
-    def _identity(self, claims: Mapping[str, Any]) -> Identity:
+    def identity(self, claims: Mapping[str, Any]) -> Identity:
+        """The person whom the provider's verified claims are about.
+
+        Raises:
+            ProviderUnavailable: they name nobody.
+        """
         subject, groups = claims["sub"], claims.get(self._settings.groups_claim)
         if not isinstance(subject, str) or not SUBJECT.match(subject):
             raise ProviderUnavailable("id_token: sub")
@@ -161,24 +185,17 @@ class OpenID:
             raise ProviderUnavailable(f"token endpoint: {status}")
         return tokens
 
-    async def _id_token(
-        self, description: Description, tokens: Mapping[str, Any], verifier: str
-    ) -> dict[str, Any]:
+    async def _id_token(self, tokens: Mapping[str, Any], verifier: str) -> dict[str, Any]:
         """The ID token's claims, once everything about it is right (Core section 3.1.3.7)."""
         token = tokens.get("id_token")
         if not isinstance(token, str):
             raise ProviderUnavailable("id_token: missing")
         try:
             header = jws.extract_compact(token.encode()).headers()
-            algorithm, kid = header["alg"], header.get("kid")
-            if algorithm not in description.algorithms:
-                raise ProviderUnavailable("id_token: alg")
-            key = matching(await self._keys.get(), algorithm, kid)
+            key = await self._key(header)
             if key is None:
-                key = matching(await self._keys.again(), algorithm, kid)
-            if key is None:
-                raise ProviderUnavailable("id_token: kid")
-            decoded = jwt.decode(token, key, algorithms=[algorithm])
+                raise ProviderUnavailable("id_token: alg or kid")
+            decoded = jwt.decode(token, key, algorithms=[header["alg"]])
             claims = CodeIDToken(
                 decoded.claims,
                 decoded.header,

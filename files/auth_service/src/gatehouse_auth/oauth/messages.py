@@ -105,14 +105,14 @@ class Request(OAuth2Request):
         return self.payload.data
 
 
-def claimed_client(assertion: str) -> str | None:
-    """The client that an assertion says it is by. Unverified: it says only whose keys to use."""
+def claimed(assertion: str, name: str) -> str | None:
+    """A claim of an assertion. Unverified: it says only whose keys to use."""
     try:
         _, claims = JWTBearerClientAssertion().extract_assertion(assertion)
     except (InvalidClientError, ValueError, RecursionError):
         return None
-    subject = claims.get("sub")
-    return subject if isinstance(subject, str) else None
+    value = claims.get(name)
+    return value if isinstance(value, str) else None
 
 
 def presented_client_id(headers: Mapping[str, str], payload: Parameters) -> str | None:
@@ -126,7 +126,7 @@ def presented_client_id(headers: Mapping[str, str], payload: Parameters) -> str 
     if "client_assertion" in payload.data:
         if scheme or "client_secret" in payload.data:
             raise InvalidRequestError("The request authenticates in two ways.")
-        asserted = claimed_client(payload.data["client_assertion"])
+        asserted = claimed(payload.data["client_assertion"], "sub")
         if named is not None and named != asserted:
             raise InvalidRequestError("The request names two clients.")
         return asserted

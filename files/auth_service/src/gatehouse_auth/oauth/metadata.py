@@ -5,14 +5,23 @@ from typing import Any
 from authlib.oauth2 import rfc8414, rfc9207
 
 from gatehouse_auth.oauth.keys import ALGORITHMS
-from gatehouse_auth.oauth.server import AUTH_METHODS, CONFIDENTIAL_METHODS, DeviceGrant, scopes_supported
+from gatehouse_auth.oauth.server import (
+    AUTH_METHODS,
+    CONFIDENTIAL_METHODS,
+    AssertionGrant,
+    DeviceGrant,
+    scopes_supported,
+)
 from gatehouse_auth.oauth.tokens import ALGORITHM
 from gatehouse_auth.settings import Resource, Settings
+
+ID_JAG_PROFILE = "urn:ietf:params:oauth:grant-profile:id-jag"
 
 
 def server_metadata(settings: Settings) -> dict[str, Any]:
     """The document at `/.well-known/oauth-authorization-server`."""
     issuer = settings.issuer
+    vouched = any(provider.assertions for provider in settings.providers.oidc.values())
     metadata = rfc8414.AuthorizationServerMetadata(
         issuer=issuer,
         authorization_endpoint=f"{issuer}/authorize",
@@ -30,7 +39,9 @@ def server_metadata(settings: Settings) -> dict[str, Any]:
             "refresh_token",
             "client_credentials",
             DeviceGrant.GRANT_TYPE,
+            *([AssertionGrant.GRANT_TYPE] if vouched else []),
         ],
+        **({"authorization_grant_profiles_supported": [ID_JAG_PROFILE]} if vouched else {}),
         token_endpoint_auth_methods_supported=AUTH_METHODS,
         revocation_endpoint_auth_methods_supported=AUTH_METHODS,
         introspection_endpoint_auth_methods_supported=CONFIDENTIAL_METHODS,

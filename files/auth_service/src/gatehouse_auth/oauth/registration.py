@@ -19,11 +19,11 @@ from gatehouse_auth.oauth.assertions import METHOD
 from gatehouse_auth.oauth.client import Client
 from gatehouse_auth.oauth.keys import public_keys
 from gatehouse_auth.oauth.messages import Reply
-from gatehouse_auth.oauth.server import DeviceGrant, new_secret
+from gatehouse_auth.oauth.server import AssertionGrant, DeviceGrant, new_secret
 from gatehouse_auth.store import digest
 
 GRANTS = ("authorization_code", "refresh_token")
-ACCEPTED_GRANTS = (*GRANTS, DeviceGrant.GRANT_TYPE)
+ACCEPTED_GRANTS = (*GRANTS, DeviceGrant.GRANT_TYPE, AssertionGrant.GRANT_TYPE)
 REDIRECTS = 20
 TEXTS = (
     "client_name",

@@ -2,9 +2,12 @@
 
 import hmac
 import secrets
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from authlib.oauth2.drafts.id_jag import IDJAGGrant
 from authlib.oauth2.rfc6749 import (
     AuthorizationServer,
     InvalidClientError,
@@ -20,9 +23,10 @@ from authlib.oauth2.rfc7636 import CodeChallenge, create_s256_code_challenge
 from authlib.oauth2.rfc7662 import IntrospectionEndpoint
 from authlib.oauth2.rfc8628 import DeviceAuthorizationEndpoint, DeviceCodeGrant
 from authlib.oauth2.rfc9207 import IssuerParameter
+from joserfc.jwk import Key
 
 from gatehouse_auth.identity.base import Identity
-from gatehouse_auth.oauth.assertions import METHOD
+from gatehouse_auth.oauth.assertions import LIFETIME_SECONDS, METHOD, TEXT_LIMIT
 from gatehouse_auth.oauth.client import Client
 from gatehouse_auth.oauth.messages import InvalidTargetError, Reply, Request
 from gatehouse_auth.oauth.tokens import TokenGenerator
@@ -44,6 +48,11 @@ class Transaction(AuthorizationServer):
         self.code: Code | None = None
         self.device: Device | None = None
         self.polled_too_soon = False
+        # Of an assertion about a person: the key it is signed by, the service, who it is about, and its name.
+        self.vouching: Key | None = None
+        self.service = ""
+        self.vouched: Callable[[dict[str, Any]], Identity | None] = lambda _: None
+        self.used_assertion = ("", 0)
         self.family: Family | None = None
         self.identity: Identity | None = None
         self.issued_code: str | None = None
@@ -53,6 +62,7 @@ class Transaction(AuthorizationServer):
         self.register_grant(RefreshTokenGrant)
         self.register_grant(ClientCredentialsGrant)
         self.register_grant(DeviceGrant)
+        self.register_grant(AssertionGrant)
         self.register_client_auth_method(METHOD, lambda _, request: client if request.proven else None)
 
     def query_client(self, client_id: str) -> Client | None:
@@ -303,6 +313,56 @@ class ClientCredentialsGrant(grants.ClientCredentialsGrant):
         """An access token and nothing to refresh it with: the client can always ask again (section 4.4.3)."""
         token = self.generate_token(
             user=self.server.identity, scope=self.request.granted_scope, include_refresh_token=False
+        )
+        return 200, token, self.TOKEN_RESPONSE_HEADER
+
+
+class AssertionGrant(IDJAGGrant):
+    """The JWT bearer grant with an Identity Assertion JWT Authorization Grant (ID-JAG): the person's own
+    provider vouches for them (draft-ietf-oauth-identity-assertion-authz-grant)."""
+
+    TOKEN_ENDPOINT_AUTH_METHODS = CONFIDENTIAL_METHODS
+
+    def get_audiences(self) -> list[str]:
+        """This server; there is no other name for it here."""
+        return [self.server.settings.issuer]
+
+    def resolve_issuer_key(self, issuer: str, headers: dict[str, Any]) -> Key:
+        """The provider's key that was found beforehand."""
+        key: Key | None = self.server.vouching
+        if key is None:
+            raise InvalidGrantError("The assertion's key is not one of its issuer's.")
+        return key
+
+    def check_jti(self, claims: dict[str, Any], jti: Any) -> bool:
+        """Note the assertion's name; whether it was used before, Redis knows."""
+        seconds = int(claims["exp"] - time.time()) + self.LEEWAY
+        if not isinstance(jti, str) or not 0 < len(jti) <= TEXT_LIMIT or seconds > LIFETIME_SECONDS:
+            return False
+        self.server.used_assertion = (jti, max(1, seconds))
+        return True
+
+    def validate_requested_scope(self) -> None:
+        """The scopes are the service's; they are judged once it is known what the assertion allows."""
+
+    def authenticate_user(self, subject: str) -> Identity | None:
+        """The person, if they may use the service. The subject of one tenant among several is nobody here."""
+        claims = self.request.id_jag_claims
+        if "tenant" in claims:
+            return None
+        self.request.granted_scope = granted_scope(
+            self.server.settings, self.server.service, (self.request.scope or "").replace(OFFLINE_ACCESS, "")
+        )
+        return self.server.vouched(claims)  # type: ignore[no-any-return]
+
+    def check_id_jag_permission(self, client: Client, user: Identity, scopes: list[str]) -> bool:
+        """The person's own permission is all there is to it."""
+        return True
+
+    def create_token_response(self) -> tuple[int, dict[str, Any], list[tuple[str, str]]]:
+        """An access token; to go on, the app brings another assertion."""
+        token = self.generate_token(
+            user=self.request.user, scope=self.request.granted_scope, include_refresh_token=False
         )
         return 200, token, self.TOKEN_RESPONSE_HEADER
 

@@ -12,10 +12,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from gatehouse_auth.context import Context, context_of
+from gatehouse_auth.identity.base import Identity, ProviderUnavailable
 from gatehouse_auth.oauth.client import Client
-from gatehouse_auth.oauth.messages import Reply, presented_client_id
+from gatehouse_auth.oauth.messages import InvalidTargetError, Reply, claimed, presented_client_id
 from gatehouse_auth.oauth.messages import Request as OAuthRequest
 from gatehouse_auth.oauth.server import (
+    AssertionGrant,
     DeviceAuthorization,
     DeviceGrant,
     Introspection,
@@ -53,6 +55,8 @@ async def token(request: Request) -> Response:
         reply = await _refresh(context, transaction, asked)
     elif asked.payload.grant_type == "client_credentials":
         reply = _machine(context, transaction, asked)
+    elif asked.payload.grant_type == AssertionGrant.GRANT_TYPE:
+        reply = await _vouched(context, transaction, asked)
     elif asked.payload.grant_type == DeviceGrant.GRANT_TYPE:
         reply = await _device(context, transaction, asked)
     else:
@@ -235,6 +239,50 @@ async def _redeemed(
     return reply
 
 
+async def _vouched(context: Context, transaction: Transaction, asked: OAuthRequest) -> Reply:
+    """The JWT bearer grant with the word of a person's provider. All that is kept is that it was used."""
+    assertion = asked.form.get("assertion", "")
+    issuer = claimed(assertion, "iss") or ""
+    provider = context.vouching(issuer)
+    named = asked.payload.datalist.get("resource", [])
+    wanted = {*named, *filter(None, [claimed(assertion, "resource")])}
+    services = {service_of(context.settings, resource) for resource in wanted}
+    service = services.pop() if len(services) == 1 else None
+    if provider is None or service is None:
+        error = InvalidGrantError("The assertion's issuer is not trusted here.")
+        return transaction.handle_error_response(
+            asked, error if provider is None else InvalidTargetError("Name one resource that is known here.")
+        )
+    transaction.service, transaction.vouching = service, await provider.assertion_key(assertion)
+
+    def vouched(claims: dict[str, Any]) -> Identity | None:
+        try:
+            transaction.identity = context.entitled(service, provider.identity(claims))
+        except ProviderUnavailable:
+            return None
+        return transaction.identity
+
+    transaction.vouched = vouched
+    transaction.register_token_generator("default", _without_family(context, service))
+    reply: Reply = transaction.create_token_response(asked)
+    name, seconds = transaction.used_assertion
+    if reply.status == 200 and not await context.store.first_use(f"id-jag {issuer}", name, seconds):
+        return _invalid_grant(transaction, asked)
+    return reply
+
+
+def _without_family(context: Context, service: str) -> TokenGenerator:
+    """Makes tokens that nothing can be refreshed with."""
+    return TokenGenerator(
+        context.settings.issuer,
+        context.keyring,
+        context.settings.access_token_seconds,
+        audience=context.settings.resources[service].resource,
+        family="",
+        auth_time=int(time.time()),
+    )
+
+
 def _machine(context: Context, transaction: Transaction, asked: OAuthRequest) -> Reply:
     """The client credentials grant. Nothing is kept of it."""
     named = asked.payload.datalist.get("resource", [])
@@ -242,17 +290,7 @@ def _machine(context: Context, transaction: Transaction, asked: OAuthRequest) ->
     identity = context.machines.identity(transaction.client.client_id) if transaction.client else None
     if service is not None and identity is not None:
         transaction.identity = context.entitled(service, identity)
-        transaction.register_token_generator(
-            "default",
-            TokenGenerator(
-                context.settings.issuer,
-                context.keyring,
-                context.settings.access_token_seconds,
-                audience=context.settings.resources[service].resource,
-                family="",
-                auth_time=int(time.time()),
-            ),
-        )
+        transaction.register_token_generator("default", _without_family(context, service))
     reply: Reply = transaction.create_token_response(asked)
     return reply
 
