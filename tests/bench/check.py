@@ -2,8 +2,9 @@
 
     make bench-check       # sets up both, runs this with the auth service's environment
 
-All sides in one run, one worker each, on one core, with wrk on another: a bare ASGI function on the same server (the limit),
-our check of a token that is known and of tokens never seen before, and `mcp-oauth-dynamicclient` 0.2.0, the reference
+All sides in one run, one worker each, on one core, with wrk on another: a bare ASGI function on the same server (the limit
+for a check that is an application; ours is answered before that, by the server's protocol), our check of a token that is
+known and of tokens never seen before (all of one person), and `mcp-oauth-dynamicclient` 0.2.0, the reference
 implementation of the gateway pattern, with a token that it knows. Rounds alternate, medians count. Prints a table for
 docs/measurements.md. Everything is on loopback and ends by itself.
 """
