@@ -115,7 +115,7 @@ e2e: $(CACHE)/venv-test $(CACHE)/apt-test ## Clients from other teams and a real
 test: test-fast lab-test molecule e2e ## Everything but `bench`; what CI runs
 
 .PHONY: bench
-bench: bench-check bench-rollout ## Every measurement; docs/measurements.md keeps the tables
+bench: bench-check bench-revocation bench-rollout ## Every measurement; docs/measurements.md keeps the tables
 
 .PHONY: bench-rollout
 bench-rollout: $(CACHE)/venv-test
@@ -125,6 +125,10 @@ bench-rollout: $(CACHE)/venv-test
 $(CACHE)/venv-reference: tests/bench/reference.lock .venv/bin/uv
 	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $@
 	$(BIN)/uv pip install --quiet --python $@/bin/python --require-hashes -r $<
+
+.PHONY: bench-revocation
+bench-revocation: $(CACHE)/package-auth_service $(CACHE)/apt-test
+	$(call package_venv,auth_service)/bin/python tests/bench/revocation.py
 
 .PHONY: bench-check
 bench-check: $(CACHE)/package-auth_service $(CACHE)/apt-bench $(CACHE)/venv-reference
