@@ -52,6 +52,10 @@ class AddressRefused(Exception):
     """A host has an address that may not be connected to; the message is the host."""
 
 
+class NotResolved(httpcore.ConnectError):
+    """A host has no address."""
+
+
 def is_reachable(address: str) -> bool:
     """Whether an address may be connected to at all, when someone who may has allowed its network."""
     parsed = ipaddress.ip_address(address)
@@ -102,13 +106,14 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
 
         Raises:
             AddressRefused: one of the addresses is not permitted, or there is none.
-            httpcore.ConnectError: the host cannot be resolved or does not answer.
+            NotResolved: the host cannot be resolved.
+            httpcore.ConnectError: it does not accept a connection.
             httpcore.ConnectTimeout: likewise, in time.
         """
         try:
             addresses = await self._resolve(host, port)
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that DNS cannot have
-            raise httpcore.ConnectError("cannot be resolved") from error
+            raise NotResolved(host) from error
         if not addresses or not all(self._permits(host, address) for address in addresses):
             raise AddressRefused(host)
         *others, last = addresses[:TRIES]
