@@ -55,7 +55,7 @@ $(CACHE)/venv-test: requirements/test.lock .venv/bin/uv | .collections/ansible_c
 	@mkdir -p $(CACHE) && touch $@
 
 # A Python package of ours has an environment of its own, from its own lock.
-PACKAGES := auth_service mcp_services/bridge mcp_services/echo
+PACKAGES := auth_service mcp_services/bridge mcp_services/echo mcp_services/fetch
 package_venv = $(CACHE)/venv-$(notdir $(1))
 
 define package_rules

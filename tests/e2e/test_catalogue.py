@@ -23,6 +23,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 }
 PORT = 8099
 # Pages come from the host itself: from an address of the lab, which is on nobody's list, and from a private one.
+LAB = "198.18.0.0/15"
 PRIVATE = "10.99.0.1"
 PAGE = "<html><body><h1>Opening hours</h1><p>From nine to five.</p></body></html>"
 SERVE = f"""
@@ -47,14 +48,15 @@ def host(fleet: Fleet) -> Host:
 
 @pytest.fixture(scope="module")
 def services(person: Person) -> dict[str, dict[str, Any]]:
-    """Every entry as the catalogue has it, and two that are let do more, for what then still holds them."""
+    """Every entry as the catalogue has it, and three that are let do more, for what then still holds them."""
     entries = {
         name: {"allow": {"users": [person.user]}} if "shared_state" in entry else {}
         for name, entry in ENTRIES.items()
     }
     explorer = {"catalogue": "filesystem", "args": ["/"]}
     reader = {"catalogue": "fetch", "args": ["--allow-private-ips"]}
-    return {**entries, "explorer": explorer, "reader": reader}
+    native = {"catalogue": "fetch-native", "env": {"FETCH_ALLOW": LAB, "FETCH_PORTS": str(PORT)}}
+    return {**entries, "explorer": explorer, "reader": reader, "reader-native": native}
 
 
 def play(fleet: Fleet, services: dict[str, dict[str, Any]]) -> Played:
@@ -90,7 +92,7 @@ def page(rolled_out: None, host: Host) -> Iterator[str]:
     )
 
 
-@pytest.mark.parametrize("name", sorted(set(ENTRIES) - {"fetch"}))
+@pytest.mark.parametrize("name", sorted(set(ENTRIES) - {"fetch", "fetch-native"}))
 def test_its_probe_works(name: str, client: McpClient, gateway: Gateway, host: Host) -> None:
     if name == "git":
         host.check_output(COMMIT)
@@ -109,8 +111,9 @@ def test_its_probe_works(name: str, client: McpClient, gateway: Gateway, host: H
     assert expected[name] in said
 
 
-def test_a_page_is_fetched(client: McpClient, gateway: Gateway, page: str) -> None:
-    said = client.call(gateway.service("reader"), "fetch", url=page)
+@pytest.mark.parametrize("reader", ["reader", "reader-native"])
+def test_a_page_is_fetched(client: McpClient, gateway: Gateway, page: str, reader: str) -> None:
+    said = client.call(gateway.service(reader), "fetch", url=page)
     assert "From nine to five." in said
     assert "<p>" not in said, "it is Markdown"
 
@@ -127,6 +130,21 @@ def test_private_addresses_are_not_fetched(
     # The server would; its sandbox does not let it.
     with pytest.raises(ClientError, match="connection issue"):
         client.call(gateway.service("reader"), "fetch", url=private)
+
+
+def test_the_native_service_lets_nothing_inside_be_fetched(
+    client: McpClient, gateway: Gateway, host: Host, page: str
+) -> None:
+    with pytest.raises(ClientError, match="is not fetched from; allowed are 80, 443"):
+        client.call(gateway.service("fetch-native"), "fetch", url=page)
+    # The page is on these addresses too, and systemd's filter always lets loopback through.
+    for address in (PRIVATE, "127.0.0.1", "127.0.0.2", "localhost"):
+        inside = f"http://{address}:{PORT}/hours.html"
+        assert "nine to five" in host.check_output(
+            f"python3 -c 'import urllib.request as u; print(u.urlopen(\"{inside}\").read())'"
+        )
+        with pytest.raises(ClientError, match="its address is not public"):
+            client.call(gateway.service("reader-native"), "fetch", url=inside)
 
 
 def test_files_outside_cannot_be_touched(client: McpClient, gateway: Gateway, host: Host) -> None:

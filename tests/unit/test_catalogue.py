@@ -102,7 +102,7 @@ def test_a_sandbox_opens_what_is_needed_and_no_more(name: str) -> None:
     node = "package-lock.json" in CATALOGUE[name].get("lock", "")
     assert f"MemoryDenyWriteExecute={'no' if node else 'yes'}" in lines
     denied = next(line for line in lines if line.startswith("IPAddressDeny="))
-    if name == "fetch":
+    if name in ("fetch", "fetch-native"):
         assert "169.254.0.0/16" in denied and "10.0.0.0/8" in denied
     else:
         assert denied == "IPAddressDeny=any"

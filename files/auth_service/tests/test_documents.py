@@ -27,7 +27,6 @@ from gatehouse_auth.documents import (
     DocumentUnavailable,
     Fetcher,
     is_document_url,
-    is_public,
     lifetime,
     parse,
 )
@@ -157,26 +156,6 @@ def site(tmp_path: Path) -> Iterator[Site]:
 )
 def test_which_identifiers_are_documents(url: str, good: bool) -> None:
     assert is_document_url(url) is good
-
-
-@pytest.mark.parametrize(
-    ("address", "public"),
-    [
-        ("93.184.215.14", True),
-        ("2606:2800:21f:cb07:6820:80da:af6b:8b2c", True),
-        *[
-            (address, False)
-            for address in (
-                "127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.0.1", "169.254.169.254", "100.64.0.1",
-                "0.0.0.0", "224.0.0.1", "255.255.255.255", "198.18.0.1", "::1", "::", "fe80::1", "fd00::1",
-                "fd00:ec2::254", "ff02::1", "::ffff:127.0.0.1", "::ffff:93.184.215.14", "64:ff9b::7f00:1",
-                "2002:7f00:1::", "::127.0.0.1", "2001:0:1::1", "2001:db8::1",
-            )
-        ],
-    ],
-)  # fmt: skip
-def test_which_addresses_are_public(address: str, public: bool) -> None:
-    assert is_public(address) is public
 
 
 @pytest.mark.parametrize("found", [["127.0.0.1"], ["93.184.215.14", "10.0.0.1"], ["::1"], []])

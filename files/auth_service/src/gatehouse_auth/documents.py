@@ -6,13 +6,11 @@ address that was checked is the one that is connected to, and size and time are 
 """
 
 import asyncio
-import ipaddress
 import json
 import re
-import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,6 +24,7 @@ from gatehouse_auth.oauth.client import Client
 from gatehouse_auth.oauth.keys import public_keys
 from gatehouse_auth.oauth.registration import acceptable_metadata
 from gatehouse_auth.store import Store
+from gatehouse_service.guard import AddressRefused, GuardedBackend, Resolve, is_public, resolve
 
 URL_LIMIT = 512
 BYTES_LIMIT = 16 * 1024
@@ -35,9 +34,6 @@ MAX_AGE = re.compile(r"(?:^|[,\s])max-age=(\d{1,9})")
 # A signature by a key that is not known lets the keys be read again after this long.
 KEYS_SECONDS = 30
 NEVER_FRESH = re.compile(r"\bno-(?:store|cache)\b")
-GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
-
-Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
 class DocumentUnavailable(Exception):  # noqa: N818 - it is an answer: try again later
@@ -68,49 +64,6 @@ def is_document_url(client_id: str) -> bool:
     )
 
 
-def is_public(address: str) -> bool:
-    """Whether an address is one of the public internet, whatever form it is written in."""
-    parsed = ipaddress.ip_address(address)
-    if isinstance(parsed, ipaddress.IPv6Address) and (
-        # Global unicast alone, so neither mapped nor translated IPv4; and no IPv4 inside of it either.
-        parsed not in GLOBAL_UNICAST or parsed.sixtofour is not None or parsed.teredo is not None
-    ):
-        return False
-    return parsed.is_global and not parsed.is_multicast and not parsed.is_reserved
-
-
-async def resolve(host: str, port: int) -> list[str]:
-    """The addresses of a host."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
-
-
-class GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Connects to public addresses only. Every address of a name has to be one."""
-
-    def __init__(self, resolver: Resolve, allowed: Callable[[str], bool]) -> None:
-        self._resolve = resolver
-        self._allowed = allowed
-        self._inner = httpcore.AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """Resolve, judge, and connect to what was judged."""
-        try:
-            addresses = await self._resolve(host, port)
-        except OSError as error:
-            raise httpcore.ConnectError("cannot be resolved") from error
-        if not addresses or not all(self._allowed(address) for address in addresses):
-            raise DocumentRefused("address")
-        return await self._inner.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
-
-
 class Fetcher:
     """Fetches one document, within bounds."""
 
@@ -124,7 +77,7 @@ class Fetcher:
             trust or ssl.create_default_context(),
             max_connections=8,
             max_keepalive_connections=0,
-            network_backend=GuardedBackend(resolver, allowed),
+            network_backend=GuardedBackend(resolver, lambda _host, address: allowed(address)),
         )
 
     async def fetch(self, url: str) -> tuple[bytes, str]:
@@ -150,6 +103,8 @@ class Fetcher:
                         raise DocumentRefused("too large")
                 headers = {name.lower(): value for name, value in response.headers}
                 return body, headers.get(b"cache-control", b"").decode("latin-1").lower()
+        except AddressRefused as error:
+            raise DocumentRefused("address") from error
         except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
             raise DocumentUnavailable(type(error).__name__) from error
         except (TimeoutError, OSError) as error:

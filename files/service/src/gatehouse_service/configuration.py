@@ -86,23 +86,24 @@ def load(settings: type[S]) -> S:
     Raises:
         ConfigurationError: with a sentence for each variable that is wrong.
     """
+    prefix = settings.model_config.get("env_prefix", "")
     try:
         return settings()
     except SettingsError as error:
         name = re.search(r'field "(\w+)"', str(error))
-        variable = f"{PREFIX}{name[1].upper()}" if name else f"a {PREFIX} variable"
+        variable = f"{prefix}{name[1].upper()}" if name else f"a {prefix} variable"
         raise ConfigurationError([f"{variable}: must be valid JSON of the documented form"]) from None
     except ValidationError as error:
-        raise ConfigurationError([_sentence(fault) for fault in error.errors()]) from None
+        raise ConfigurationError([_sentence(prefix, fault) for fault in error.errors()]) from None
 
 
-def _sentence(fault: Any) -> str:
+def _sentence(prefix: str, fault: Any) -> str:
     location = [str(part) for part in fault["loc"]]
     message = fault["msg"].removeprefix("Value error, ")
     if not location:
         name, _, message = message.partition(": ")
         location = [name]
-    return f"{PREFIX}{location[0].upper()}{''.join(f'[{part}]' for part in location[1:])}: {message}"
+    return f"{prefix}{location[0].upper()}{''.join(f'[{part}]' for part in location[1:])}: {message}"
 
 
 def credential(name: str) -> str:

@@ -5,21 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
-from mcp.shared.exceptions import MCPError
-from mcp_types import (
-    INVALID_PARAMS,
-    CallToolRequestParams,
-    CallToolResult,
-    ListToolsResult,
-    PaginatedRequestParams,
-    TextContent,
-    Tool,
-    ToolAnnotations,
-)
+from mcp_types import CallToolResult, Tool, ToolAnnotations
 
-from gatehouse_service.tools import ToolRules, groups_of
+from gatehouse_service.native import answer, tool_server
+from gatehouse_service.tools import ToolRules
 
 VERSION = "0.1.0"
 REDACTED = "(redacted)"
@@ -78,71 +68,25 @@ def shown(headers: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def headers_of(ctx: ServerRequestContext[Any, Any]) -> Mapping[str, str]:
-    """The headers of a request."""
-    return ctx.request.headers if ctx.request is not None else {}
-
-
-async def call_tool(ctx: ServerRequestContext[Any, Any], params: CallToolRequestParams) -> CallToolResult:
-    """`tools/call`.
-
-    Raises:
-        MCPError: there is no such tool.
-    """
-    headers = headers_of(ctx)
-    arguments = params.arguments or {}
-    match params.name:
-        case "echo":
-            text = arguments.get("text")
-            if not isinstance(text, str):
-                return _answer("The argument text is missing or not a string.", failed=True)
-            return _answer(text)
-        case "whoami":
-            return _answer(json.dumps(whoami(headers), indent=2, ensure_ascii=False))
-        case "headers":
-            return _answer(json.dumps(shown(headers), indent=2, ensure_ascii=False))
-        case _:
-            raise unknown_tool()
-
-
-def _answer(text: str, failed: bool = False) -> CallToolResult:
-    return CallToolResult(content=[TextContent(type="text", text=text)], is_error=failed)
-
-
-def unknown_tool() -> MCPError:
-    """What is said of a tool that there is not, for anyone or for this person."""
-    return MCPError(code=INVALID_PARAMS, message="Unknown tool")
-
-
-def schema(name: str) -> Mapping[str, Any] | None:
-    """A tool's input schema, so that the SDK need not list the tools for each call."""
-    return next((tool.input_schema for tool in TOOLS if tool.name == name), None)
+async def call_tool(name: str, arguments: Mapping[str, Any], headers: Mapping[str, str]) -> CallToolResult:
+    """What the tools do."""
+    if name == "echo":
+        text = arguments.get("text")
+        if not isinstance(text, str):
+            return answer("The argument text is missing or not a string.", failed=True)
+        return answer(text)
+    shows = whoami if name == "whoami" else shown
+    return answer(json.dumps(shows(headers), indent=2, ensure_ascii=False))
 
 
 def create_server(rules: ToolRules) -> Server[Any]:
     """The MCP server; `rules` say who has which tool."""
-
-    def has(ctx: ServerRequestContext[Any, Any], tool: str) -> bool:
-        return rules.permits(groups_of(headers_of(ctx).get("x-gatehouse-groups", "")), tool)
-
-    async def permitted_tools(
-        ctx: ServerRequestContext[Any, Any], _params: PaginatedRequestParams | None
-    ) -> ListToolsResult:
-        return ListToolsResult(tools=[tool for tool in TOOLS if has(ctx, tool.name)])
-
-    async def permitted_call(
-        ctx: ServerRequestContext[Any, Any], params: CallToolRequestParams
-    ) -> CallToolResult:
-        if not has(ctx, params.name):
-            raise unknown_tool()
-        return await call_tool(ctx, params)
-
-    return Server(
+    return tool_server(
         "gatehouse-echo",
         version=VERSION,
         title="Gatehouse echo",
         instructions="Diagnostics of the gateway: what a service sees of you and of your request.",
-        on_list_tools=permitted_tools,
-        on_call_tool=permitted_call,
-        get_tool_input_schema=schema,
+        tools=TOOLS,
+        call=call_tool,
+        rules=rules,
     )

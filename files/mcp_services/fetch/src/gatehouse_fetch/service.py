@@ -1,0 +1,28 @@
+"""The service: from its environment to its last request."""
+
+import logging
+
+from gatehouse_fetch.fetching import Fetcher
+from gatehouse_fetch.reading import Reader
+from gatehouse_fetch.settings import EgressSettings
+from gatehouse_fetch.tools import create_server
+from gatehouse_service.configuration import ConfigurationError, ServiceSettings, addresses, load, stop
+from gatehouse_service.native import App, log_to_stdout
+from gatehouse_service.serving import serve
+
+
+def run(settings: ServiceSettings, fetcher: Fetcher) -> None:
+    """Listen, serve until SIGTERM."""
+    log_to_stdout(settings.service)
+    logging.getLogger("gatehouse_fetch").setLevel(logging.INFO)
+    app = App(settings, create_server(fetcher, Reader(), settings.tools))
+    serve(app, addresses(settings.listen), settings.drain_seconds)
+
+
+def main() -> None:
+    """Read the configuration, and run."""
+    try:
+        settings, egress = load(ServiceSettings), load(EgressSettings)
+    except ConfigurationError as error:
+        stop("\n".join(error.problems))
+    run(settings, Fetcher(egress.policy))

@@ -1,0 +1,118 @@
+"""Pages as a model reads them."""
+
+import os
+import time
+from typing import Any
+
+import anyio
+import pytest
+from sites import ARTICLE
+
+from gatehouse_fetch import FetchError, reading
+from gatehouse_fetch.reading import Reader, Reading, read
+
+URL = "https://example.com/folder/page"
+
+
+def page(body: str | bytes, charset: str | None = None, *, html: bool = True, raw: bool = False) -> Reading:
+    return read(body.encode() if isinstance(body, str) else body, charset, URL, html, raw)
+
+
+def test_the_main_content_as_markdown() -> None:
+    article = page(ARTICLE)
+    assert article.title == "An article"
+    assert article.text.startswith("# An article\n")
+    assert "Paragraph 7 has **enough** text, and a [link](https://example.com/next)." in article.text
+    assert "never shown" not in article.text
+    assert "<" not in article.text
+
+
+def test_a_page_without_main_content_is_given_whole() -> None:
+    hours = page("<title>Hours</title><h1>Opening hours</h1><p>From nine to five.<script>x()</script>")
+    assert hours == Reading("Hours", "# Opening hours\n\nFrom nine to five.")
+    items = "".join(f"<li><a href='p{number}'>Item {number}</a></li>" for number in range(40))
+    index = page(f"<body><h2>Index</h2><ul>{items}</ul></body>").text
+    assert index.startswith("## Index\n\n* [Item 0](https://example.com/folder/p0)\n* [Item 1]")
+    assert "[Item 39](https://example.com/folder/p39)" in index
+
+
+@pytest.mark.parametrize(
+    "body", ["", " \n", "<!-- only this -->", "<html><body></body></html>", "<script>x()</script>"]
+)
+def test_a_page_without_text(body: str) -> None:
+    assert page(body).text == ""
+
+
+def test_what_is_no_html_stays_as_it_is() -> None:
+    assert page('{"a": "<b>"}', html=False).text == '{"a": "<b>"}'
+    assert page("<p>x</p>", raw=True).text == "<p>x</p>"
+    assert page("a\x00b\x1b[31mc\r\n\td\x7f", html=False).text == "ab[31mc\r\n\td"
+
+
+@pytest.mark.parametrize(
+    ("body", "charset", "text"),
+    [
+        ("grüß 世界".encode(), None, "grüß 世界"),
+        ("grüß".encode("latin-1"), "ISO-8859-1", "grüß"),
+        ("“grüß”".encode("cp1252"), "iso-8859-1", "“grüß”"),
+        ("世界".encode("shift_jis"), "Shift_JIS", "世界"),
+        ("grüß".encode("utf-16"), "latin-1", "grüß"),
+        ("\ufeffgrüß".encode(), "latin-1", "grüß"),
+        ('<meta charset="windows-1251"><p>привет'.encode("cp1251"), None, "привет"),
+        ('<meta http-equiv=Content-Type content="text/html; charset=koi8-r">привет'.encode("koi8-r"), None, "привет"),
+        ('<?xml version="1.0" encoding="iso-8859-2"?><p>žluť'.encode("iso-8859-2"), None, "žluť"),
+        ('<meta charset="latin-1"><p>grüß'.encode(), "utf-8", "grüß"),
+        ("Съешь же ещё этих мягких французских булок, да выпей чаю. ".encode("cp1251") * 5, None, "французских булок"),
+        ("grüß".encode(), "no-such-charset", "grüß"),
+        ("grüß".encode(), "zlib", "grüß"),
+        ("grüß".encode(), "punycode", "grüß"),
+        (b"gr\xfc\xdf \xff\xfe", "utf-8", "gr"),
+    ],
+)  # fmt: skip
+def test_charsets(body: bytes, charset: str | None, text: str) -> None:
+    assert text in page(body, charset, html=False).text
+
+
+def test_a_charset_that_the_page_names_does_not_disturb_the_parser() -> None:
+    xhtml = '<?xml version="1.0" encoding="iso-8859-1"?><html><body><p>grüß</p></body></html>'
+    assert page(xhtml.encode("latin-1")).text == "grüß"
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["<div>" * 100_000 + "x", "<ul><li>" * 120 + "x", "<table><tr><td>" * 80, "<b>x" * 2000, "<p>\ud800</p>", "<a href='http://[bad'>x</a>"],
+    ids=["deep", "lists", "tables", "bold", "surrogate", "link"],
+)  # fmt: skip
+def test_pages_that_are_hard_to_read(body: str) -> None:
+    assert isinstance(page(body.encode("utf-8", "surrogatepass")).text, str)
+
+
+async def test_a_worker_reads() -> None:
+    reader = Reader()
+    first = await reader.read(ARTICLE.encode(), "utf-8", URL, html=True, raw=False)
+    assert first == page(ARTICLE)
+
+
+def stuck(*_arguments: Any) -> Reading:
+    """A page that takes for ever."""
+    while True:
+        time.sleep(0.1)
+
+
+def killed(*_arguments: Any) -> Reading:
+    """A page that is too much for its worker."""
+    os._exit(1)
+
+
+@pytest.mark.parametrize(("fault", "said"), [(stuck, "too long"), (killed, "too much")])
+async def test_a_worker_that_is_stuck_or_dies_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, fault: Any, said: str
+) -> None:
+    reader = Reader(workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "read", fault)
+        patch.setattr(reading, "READ_SECONDS", 3.0)
+        with pytest.raises(FetchError, match=said):
+            await reader.read(b"x", None, URL, html=True, raw=False)
+    with anyio.fail_after(60):
+        assert (await reader.read(b"x", None, URL, html=True, raw=False)).text == "x"

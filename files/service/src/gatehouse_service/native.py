@@ -1,0 +1,180 @@
+"""What native MCP services have in common: tools on the SDK's low-level server, `/mcp` and `/health`, and logs.
+
+One endpoint serves every revision: 2026-07-28, and the earlier ones without sessions. For services whose environment
+has the MCP SDK.
+"""
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.shared.exceptions import MCPError
+from mcp_types import (
+    INVALID_PARAMS,
+    CallToolRequestParams,
+    CallToolResult,
+    ListToolsResult,
+    PaginatedRequestParams,
+    TextContent,
+    Tool,
+)
+
+from gatehouse_service import systemd
+from gatehouse_service.configuration import ServiceSettings
+from gatehouse_service.tools import ToolRules, groups_of
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+# A tool's name, its arguments, and the headers of the request.
+Call = Callable[[str, Mapping[str, Any], Mapping[str, str]], Awaitable[CallToolResult]]
+
+
+def answer(text: str, *, failed: bool = False) -> CallToolResult:
+    """A tool's answer; `failed` where it says what went wrong."""
+    return CallToolResult(content=[TextContent(type="text", text=text)], is_error=failed)
+
+
+def tool_server(
+    name: str,
+    *,
+    version: str,
+    title: str,
+    instructions: str,
+    tools: Sequence[Tool],
+    call: Call,
+    rules: ToolRules,
+) -> Server[Any]:
+    """The MCP server of some tools.
+
+    Args:
+        name: As a client's developer knows it.
+        version: The service's own.
+        title: As people read it.
+        instructions: What a model learns of the service.
+        tools: The tools.
+        call: Does what one of them does; it is asked for no other.
+        rules: Who has which tool. Whoever lacks one neither sees nor calls it.
+    """
+    known = {tool.name: tool for tool in tools}
+
+    def headers_of(ctx: ServerRequestContext[Any, Any]) -> Mapping[str, str]:
+        return ctx.request.headers if ctx.request is not None else {}
+
+    def has(ctx: ServerRequestContext[Any, Any], tool: str) -> bool:
+        return rules.permits(groups_of(headers_of(ctx).get("x-gatehouse-groups", "")), tool)
+
+    async def list_tools(
+        ctx: ServerRequestContext[Any, Any], _params: PaginatedRequestParams | None
+    ) -> ListToolsResult:
+        return ListToolsResult(tools=[tool for tool in tools if has(ctx, tool.name)])
+
+    async def call_tool(ctx: ServerRequestContext[Any, Any], params: CallToolRequestParams) -> CallToolResult:
+        if params.name not in known or not has(ctx, params.name):
+            raise MCPError(code=INVALID_PARAMS, message="Unknown tool")
+        return await call(params.name, params.arguments or {}, headers_of(ctx))
+
+    return Server(
+        name,
+        version=version,
+        title=title,
+        instructions=instructions,
+        on_list_tools=list_tools,
+        on_call_tool=call_tool,
+        # So that the SDK need not list the tools for each call.
+        get_tool_input_schema=lambda tool: known[tool].input_schema if tool in known else None,
+    )
+
+
+class App:
+    """The ASGI application: `/mcp` by the SDK, `/health`, and nothing else.
+
+    It refuses no one: who may call it is decided in front of it. The host is checked here and not by the SDK, which
+    would refuse web origins too that the gateway admits.
+    """
+
+    def __init__(self, settings: ServiceSettings, server: Server[Any]) -> None:
+        """See the class."""
+        self._hosts = settings.hosts
+        self._health = json.dumps({"status": "ok", "service": settings.service}).encode()
+        self._mcp = StreamableHTTPSessionManager(app=server, stateless=True, json_response=True)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the application's life."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif not self._host_is_ours(scope):
+            await _reply(send, 421, b'{"error":"unknown host"}')
+        elif scope["path"] == "/health":
+            await _reply(send, 200, self._health)
+        elif scope["path"].rstrip("/") != "/mcp":
+            await _reply(send, 404, b'{"error":"not found; the endpoint is /mcp"}')
+        elif scope["method"] != "POST":
+            # Without sessions there is nothing to listen to (GET) and nothing to end (DELETE).
+            await _reply(send, 405, b'{"error":"only POST"}', [(b"allow", b"POST")])
+        else:
+            await self._mcp.handle_request(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        async with self._mcp.run():
+            watchdog = asyncio.create_task(systemd.watchdog())
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            watchdog.cancel()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    def _host_is_ours(self, scope: Scope) -> bool:
+        host = next((value for name, value in scope["headers"] if name == b"host"), b"")
+        try:
+            return urlsplit(f"//{host.decode('latin-1')}").hostname in self._hosts
+        except ValueError:
+            return False
+
+
+async def _reply(
+    send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]] | None = None
+) -> None:
+    fields = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *(headers or []),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body})
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line. Of an exception only its type: its text could quote a request."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        fields = {
+            "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": record.name,
+            "service": self._service,
+            "message": record.getMessage(),
+        }
+        if record.exc_info and record.exc_info[0]:
+            fields["error"] = record.exc_info[0].__name__
+        return json.dumps(fields)
+
+
+def log_to_stdout(service: str) -> None:
+    """Log what is at least a warning, one JSON object a line."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_JsonFormatter(service))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
