@@ -1,6 +1,6 @@
 """The handshakes of clients in the field, step by step: the challenge, the documents that it leads to,
-identification, sign-in, tokens, a call, refreshes. What each sends is from its vendor's documentation and from
-bug reports.
+identification, sign-in, tokens, a call, refreshes. What each sends is from its vendor's documentation and bug
+reports.
 """
 
 import json
