@@ -83,6 +83,7 @@ lint: $(CACHE)/venv-test $(foreach package,$(PACKAGES),lint-$(notdir $(package))
 	cd .collections && $(CURDIR)/$(BIN)/mypy --config-file ../pyproject.toml -p ansible_collections.gatehouse.mcp.plugins
 	$(BIN)/yamllint --strict .
 	$(BIN)/python tools/readmes.py --check
+	$(BIN)/python tools/requirements.py --check
 	$(BIN)/ansible-lint
 
 .PHONY: unit

@@ -21,6 +21,7 @@ def connect(chromium: Browser, gateway: Gateway, asked: SignIn, person: Person) 
     return token
 
 
+# covers: account
 def test_a_person_disconnects_an_app(
     chromium: Browser, gateway: Gateway, sign_in: Callable[[], SignIn], person: Person
 ) -> None:
@@ -50,6 +51,7 @@ def test_a_person_disconnects_an_app(
         assert watched.problems == []
 
 
+# covers: pages-accessible
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_pages_are_accessible(

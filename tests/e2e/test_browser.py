@@ -25,6 +25,7 @@ from pages import (
 from playwright.sync_api import Browser
 
 
+# covers: consent
 def test_sign_in_from_the_first_page_to_a_tool(
     chromium: Browser, gateway: Gateway, sign_in: Callable[[], SignIn], person: Person
 ) -> None:
@@ -87,6 +88,7 @@ def test_wrong_password_can_be_corrected(
         assert watched.problems == []
 
 
+# covers: consent-bound
 def test_reload_and_a_second_tab_do_no_harm(
     chromium: Browser, sign_in: Callable[[], SignIn], person: Person
 ) -> None:
@@ -103,6 +105,7 @@ def test_reload_and_a_second_tab_do_no_harm(
             assert answer(Watched(tab), asked.redirect_uri)["state"] == asked.state
 
 
+# covers: consent-bound
 def test_sign_in_belongs_to_one_browser(chromium: Browser, sign_in: Callable[[], SignIn]) -> None:
     """A link to somebody else's consent page is worth nothing."""
     with opened(chromium) as (_, watched):
@@ -115,6 +118,7 @@ def test_sign_in_belongs_to_one_browser(chromium: Browser, sign_in: Callable[[],
         assert watched.page.get_by_role("button").count() == 0
 
 
+# covers: pages-accessible
 def test_keyboard_alone_is_enough(chromium: Browser, sign_in: Callable[[], SignIn], person: Person) -> None:
     asked = sign_in()
     with opened(chromium) as (_, watched):
@@ -135,6 +139,7 @@ def test_keyboard_alone_is_enough(chromium: Browser, sign_in: Callable[[], SignI
         assert "code" in answer(watched, asked.redirect_uri)
 
 
+# covers: pages-safe
 def test_pages_cannot_be_framed_and_run_no_script(gateway: Gateway, sign_in: Callable[[], SignIn]) -> None:
     response = gateway.http.get(sign_in().url, follow_redirects=True)
     policy = response.headers["content-security-policy"]
@@ -147,6 +152,7 @@ def test_pages_cannot_be_framed_and_run_no_script(gateway: Gateway, sign_in: Cal
     assert response.headers["referrer-policy"] in ("no-referrer", "same-origin")
 
 
+# covers: pages-accessible
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_page_is_accessible(

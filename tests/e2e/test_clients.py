@@ -10,6 +10,7 @@ from conftest import KINDS, ClientFactory
 from gateway import Gateway
 
 
+# covers: clients-sdk
 def test_signs_in_and_calls_a_tool_on_both_services(client: McpClient, gateway: Gateway) -> None:
     assert {"echo", "whoami", "headers"} <= set(client.tools(gateway.echo))
     assert client.call(gateway.echo, "echo", text="grüß Gott") == "grüß Gott"
@@ -27,6 +28,7 @@ def test_service_learns_who_signed_in(client: McpClient, gateway: Gateway, clien
     assert identity["scope"].split() == held["scope"].split()
 
 
+# covers: refresh-answer, clients-sdk
 def test_refreshes_without_the_person(client: McpClient, gateway: Gateway) -> None:
     before = client.credentials(gateway.echo)
     signed_in = client.sign_ins
@@ -39,6 +41,7 @@ def test_refreshes_without_the_person(client: McpClient, gateway: Gateway) -> No
     assert client.sign_ins == signed_in
 
 
+# covers: resource
 def test_token_of_one_service_opens_no_other(client: McpClient, gateway: Gateway) -> None:
     for own, other in ((gateway.echo, gateway.time), (gateway.time, gateway.echo)):
         token = client.credentials(own)["access_token"]
@@ -48,6 +51,7 @@ def test_token_of_one_service_opens_no_other(client: McpClient, gateway: Gateway
         assert 'error="invalid_token"' in refused.headers["www-authenticate"]
 
 
+# covers: identity-headers
 def test_authorization_never_reaches_the_service(client: McpClient, gateway: Gateway) -> None:
     received = client.call(gateway.echo, "headers")
     held = client.credentials(gateway.echo)

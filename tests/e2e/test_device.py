@@ -13,6 +13,7 @@ from playwright.sync_api import Browser
 GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 
 
+# covers: device, pages-accessible
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_terminal_is_let_in(
     chromium: Browser, gateway: Gateway, person: Person, looks: Looks, scheme: str

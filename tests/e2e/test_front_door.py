@@ -25,6 +25,7 @@ def resource_document(gateway: Gateway, name: str) -> str:
     return f"https://{name}.{gateway.domain}/.well-known/oauth-protected-resource/mcp"
 
 
+# covers: prm
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "PUT"])
 @pytest.mark.parametrize("name", SERVICES)
 def test_no_token_is_told_where_to_get_one(gateway: Gateway, name: str, method: str) -> None:
@@ -33,6 +34,7 @@ def test_no_token_is_told_where_to_get_one(gateway: Gateway, name: str, method: 
     assert challenge(response) == {"resource_metadata": resource_document(gateway, name), "scope": "mcp"}
 
 
+# covers: challenge
 @pytest.mark.parametrize("token", ["nonsense", "a.b.c", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbmEifQ."])
 def test_bad_token_is_named_invalid(gateway: Gateway, token: str) -> None:
     response = gateway.post(gateway.echo, "tools/list", token=token)
@@ -41,6 +43,7 @@ def test_bad_token_is_named_invalid(gateway: Gateway, token: str) -> None:
     assert challenge(response)["resource_metadata"] == resource_document(gateway, "echo")
 
 
+# covers: prm
 @pytest.mark.parametrize("path", ["/mcp", ""])
 @pytest.mark.parametrize("name", SERVICES)
 def test_resource_document(gateway: Gateway, name: str, path: str) -> None:
@@ -54,6 +57,7 @@ def test_resource_document(gateway: Gateway, name: str, path: str) -> None:
     assert response.headers["access-control-allow-origin"] == "*"
 
 
+# covers: as-metadata
 @pytest.mark.parametrize("suffix", ["", "/mcp"])
 @pytest.mark.parametrize("kind", ["oauth-authorization-server", "openid-configuration"])
 def test_server_document(gateway: Gateway, kind: str, suffix: str) -> None:
@@ -64,6 +68,7 @@ def test_server_document(gateway: Gateway, kind: str, suffix: str) -> None:
     assert document["authorization_response_iss_parameter_supported"] is True
 
 
+# covers: as-endpoints
 def test_every_endpoint_in_the_server_document_works(gateway: Gateway) -> None:
     document = gateway.http.get(f"{gateway.issuer}/.well-known/oauth-authorization-server").json()
     endpoints = {name: url for name, url in document.items() if name.endswith(("_endpoint", "_uri"))}
@@ -75,6 +80,7 @@ def test_every_endpoint_in_the_server_document_works(gateway: Gateway) -> None:
         assert status == 200 or 400 <= status < 404, f"{name} says {status}"
 
 
+# covers: as-jwks
 def test_keys_are_public_halves(gateway: Gateway) -> None:
     keys = gateway.http.get(f"{gateway.issuer}/jwks.json").json()["keys"]
     assert keys
@@ -82,6 +88,7 @@ def test_keys_are_public_halves(gateway: Gateway) -> None:
         assert set(key) <= {"kty", "crv", "x", "y", "kid", "alg", "use", "key_ops"}
 
 
+# covers: cors
 @pytest.mark.parametrize("name", ["echo", "auth"])
 def test_preflight_needs_no_token(gateway: Gateway, name: str) -> None:
     url = gateway.echo if name == "echo" else f"{gateway.issuer}/token"
@@ -96,6 +103,7 @@ def test_preflight_needs_no_token(gateway: Gateway, name: str) -> None:
     assert response.status_code in (200, 204)
 
 
+# covers: cors
 def test_foreign_origin_is_refused(gateway: Gateway, fresh_client: McpClient) -> None:
     fresh_client.tools(gateway.echo)
     token = fresh_client.credentials(gateway.echo)["access_token"]
@@ -212,6 +220,7 @@ def test_revoked_refresh_token_ends_the_sign_in(gateway: Gateway, fresh_client: 
     assert refreshed.json()["error"] == "invalid_grant"
 
 
+# covers: revocation
 def test_revoked_access_token_is_refused_at_once(gateway: Gateway, fresh_client: McpClient) -> None:
     fresh_client.tools(gateway.echo)
     held = fresh_client.credentials(gateway.echo)

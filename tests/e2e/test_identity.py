@@ -25,6 +25,7 @@ SPELLINGS = [
 ]
 
 
+# covers: identity-headers
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_header_from_outside_never_arrives(
     gateway: Gateway, echo_token: str, person: Person, spelling: str
@@ -39,6 +40,7 @@ def test_header_from_outside_never_arrives(
         assert SMUGGLED not in gateway.call(gateway.echo, "headers", token=echo_token, headers=headers)
 
 
+# covers: identity-headers
 @pytest.mark.parametrize("listed", ["X-Gatehouse-User", "close, x-gatehouse-user, X-Gatehouse-Groups"])
 def test_connection_header_cannot_remove_the_identity(
     gateway: Gateway, echo_token: str, person: Person, listed: str
@@ -61,6 +63,7 @@ def test_two_authorization_headers_are_refused(gateway: Gateway, echo_token: str
     assert response.status_code in (400, 401)
 
 
+# covers: identity-headers
 def test_credentials_stay_at_the_edge(gateway: Gateway, echo_token: str) -> None:
     extra = [("Proxy-Authorization", "Bearer other-secret")]
     received = gateway.call(gateway.echo, "headers", token=echo_token, headers=extra)

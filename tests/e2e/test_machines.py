@@ -37,6 +37,7 @@ def basic(secret: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(f"{NAME}:{secret}".encode()).decode()}
 
 
+# covers: client-credentials
 def test_a_machine_calls_a_tool(gateway: Gateway, fleet: Fleet, machine: tuple[str, str]) -> None:
     secret, output = machine
     form = {"grant_type": "client_credentials", "resource": gateway.echo}

@@ -113,6 +113,7 @@ def test_search_finds_what_is_there(fleet: Fleet) -> None:
         assert f"{secret.name} in here" in leaks(fleet, "here", b"before " + secret.value + b" after")
 
 
+# covers: audit
 def test_rollout_says_no_secret(setting: Callable[[str], str], fleet: Fleet) -> None:
     output = Path(setting("--rollout-log")).read_bytes()
     assert b"PLAY RECAP" in output
@@ -121,6 +122,7 @@ def test_rollout_says_no_secret(setting: Callable[[str], str], fleet: Fleet) -> 
     assert leaks(fleet, "the rollout's output", output) == []
 
 
+# covers: audit
 @pytest.mark.parametrize("place", PLACES)
 def test_host_says_no_secret(fleet: Fleet, place: str) -> None:
     for host in fleet.hosts():

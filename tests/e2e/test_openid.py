@@ -126,6 +126,7 @@ def at_provider(page: Any, person: str) -> None:
     page.get_by_role("button", name="Continue").click()
 
 
+# covers: provider-oidc, provider-lies
 def test_a_person_chooses_the_provider_and_calls_a_tool(
     chromium: Browser, gateway: Gateway, openid: OpenID, sign_in: Callable[[], SignIn], looks: Looks
 ) -> None:
@@ -168,6 +169,7 @@ def test_a_person_chooses_the_provider_and_calls_a_tool(
     openid.start()
 
 
+# covers: provider-oidc
 def test_somebody_else_there_stays_out(
     chromium: Browser, gateway: Gateway, openid: OpenID, sign_in: Callable[[], SignIn]
 ) -> None:
@@ -180,6 +182,7 @@ def test_somebody_else_there_stays_out(
     assert back["error"] == "access_denied"
 
 
+# covers: tool-rules
 @pytest.mark.parametrize(("service", "denied"), [("echo", "headers"), ("time", "convert_time")])
 def test_whoever_lacks_a_tool_neither_sees_nor_calls_it(
     clients: ClientFactory, gateway: Gateway, openid: OpenID, service: str, denied: str

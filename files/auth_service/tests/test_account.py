@@ -44,6 +44,7 @@ def buttons(page: httpx.Response) -> list[str]:
     return re.findall(r'name="connection" value="([^"]+)"', page.text)
 
 
+# covers: account
 def test_a_person_sees_what_is_connected_and_disconnects_it(person: Browser) -> None:
     client_id = person.register(client_name="Notes <b>")["client_id"]
     kept, ended = person.tokens(client_id), person.tokens(client_id, resource=FILES, scope=None)
@@ -80,6 +81,7 @@ def test_all_at_once(person: Browser) -> None:
     assert "No app is connected" in person.get("/account").text
 
 
+# covers: account
 def test_nobody_sees_or_ends_what_is_anothers(own_fleet: Fleet) -> None:
     node = own_fleet.start(allow={"everyone": True})
     with node.browser() as ana, node.browser() as bob:
@@ -93,6 +95,7 @@ def test_nobody_sees_or_ends_what_is_anothers(own_fleet: Fleet) -> None:
         assert node.check(tokens.access).status_code == 200
 
 
+# covers: account
 @pytest.mark.parametrize("csrf", ["", "forged", "é"])
 def test_a_form_of_another_page_does_nothing(person: Browser, csrf: str) -> None:
     tokens = person.tokens(person.register()["client_id"])
@@ -116,6 +119,7 @@ def test_signing_out_ends_the_session_and_nothing_else(person: Browser) -> None:
     assert person.node.check(tokens.access).status_code == 200
 
 
+# covers: account
 def test_the_session_is_new_at_each_sign_in_and_a_given_one_is_none(person: Browser) -> None:
     person.cookies.set(COOKIE, "fixed", domain="auth.example.test")
     assert "Sign in with" in person.get("/account").text

@@ -80,6 +80,7 @@ def machine(browser: Browser, assertion: str, **changes: str) -> httpx.Response:
     return browser.post("/token", data={name: value for name, value in form.items() if value})
 
 
+# covers: private-key-jwt
 @pytest.mark.parametrize("audience", [ISSUER, f"{ISSUER}/token", [ISSUER]])
 def test_a_key_opens_what_a_secret_would(browser: Browser, node: Node, audience: Any) -> None:
     answer = machine(browser, signed("nightly", aud=audience))
@@ -93,6 +94,7 @@ def test_a_key_opens_what_a_secret_would(browser: Browser, node: Node, audience:
     assert node.check(token).status_code == 401
 
 
+# covers: private-key-jwt
 def test_an_assertion_counts_once(browser: Browser) -> None:
     assertion = signed("nightly")
     assert machine(browser, assertion).status_code == 200
@@ -103,6 +105,7 @@ def test_an_assertion_counts_once(browser: Browser) -> None:
 NOW = int(time.time())
 
 
+# covers: private-key-jwt
 @pytest.mark.parametrize(
     "assertion",
     [
@@ -211,6 +214,7 @@ def test_keys_that_cannot_be_registered(browser: Browser, metadata: dict[str, An
     assert (answer.status_code, answer.json()["error"]) == (400, "invalid_client_metadata")
 
 
+# covers: private-key-jwt
 def test_keys_that_the_client_publishes(own_fleet: Fleet) -> None:
     node = own_fleet.start(client_documents="true")
     with node.browser() as browser:

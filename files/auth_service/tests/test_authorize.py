@@ -6,6 +6,7 @@ import pytest
 from conftest import ECHO, FILES, ISSUER, REDIRECT, Browser, Fleet, Node, answer_of
 
 
+# covers: pkce, iss
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
@@ -31,6 +32,7 @@ def test_errors_go_to_the_client_with_iss_and_state(
     assert (answer["error"], answer["iss"], answer["state"]) == (error, ISSUER, "st-1")
 
 
+# covers: redirect-match
 @pytest.mark.parametrize(
     "redirect",
     [
@@ -54,6 +56,7 @@ def test_a_redirect_uri_that_is_not_the_clients_is_never_followed(
     assert "<h1>" in response.text
 
 
+# covers: stale-client
 def test_a_stale_client_gets_a_page_that_a_person_understands(browser: Browser) -> None:
     response = browser.authorize("ghc_" + "A" * 22)
     assert response.status_code == 400
@@ -71,6 +74,7 @@ def test_a_malformed_request_gets_a_page(browser: Browser, query: str) -> None:
     assert "location" not in response.headers
 
 
+# covers: redirect-match
 def test_loopback_redirects_may_have_any_port(browser: Browser, node: Node) -> None:
     client_id = browser.register("http://localhost/callback", "http://127.0.0.1:1234/cb/7")["client_id"]
     for redirect in ("http://localhost:53682/callback", "http://127.0.0.1:5/cb/7"):
@@ -84,6 +88,7 @@ def test_loopback_redirects_may_have_any_port(browser: Browser, node: Node) -> N
         assert browser.authorize(client_id, redirect_uri=redirect).status_code == 400
 
 
+# covers: consent
 def test_consent_names_client_host_service_and_scopes(browser: Browser) -> None:
     client_id = browser.register(client_name="<script>alert(1)</script>")["client_id"]
     started = browser.authorize(client_id)
@@ -101,12 +106,14 @@ def test_consent_names_client_host_service_and_scopes(browser: Browser) -> None:
     assert "runs on a computer" not in page.text
 
 
+# covers: consent
 def test_consent_warns_of_a_loopback_redirect(browser: Browser) -> None:
     client_id = browser.register("http://localhost/callback")["client_id"]
     started = browser.authorize(client_id, redirect_uri="http://localhost:7777/callback")
     assert "runs on a computer" in browser.get(started.headers["location"]).text
 
 
+# covers: consent-bound
 def test_the_cookie_belongs_to_the_host_and_cannot_be_read(browser: Browser, client_id: str) -> None:
     cookie = browser.authorize(client_id).headers["set-cookie"]
     assert cookie.startswith("__Host-")
@@ -115,6 +122,7 @@ def test_the_cookie_belongs_to_the_host_and_cannot_be_read(browser: Browser, cli
     assert "Domain" not in cookie
 
 
+# covers: consent-bound
 def test_a_page_that_is_fetched_twice_still_works(browser: Browser, client_id: str) -> None:
     first = browser.authorize(client_id)
     browser.authorize(client_id)
@@ -125,6 +133,7 @@ def test_a_page_that_is_fetched_twice_still_works(browser: Browser, client_id: s
     assert "code" in answer_of(browser.sign_in(consented))
 
 
+# covers: consent-bound
 def test_another_browser_cannot_go_on(browser: Browser, node: Node, client_id: str) -> None:
     started = browser.authorize(client_id)
     page = browser.get(started.headers["location"])
@@ -135,6 +144,7 @@ def test_another_browser_cannot_go_on(browser: Browser, node: Node, client_id: s
         assert victim.get(started.headers["location"]).status_code == 400
 
 
+# covers: consent-bound
 def test_consent_cannot_be_forged_or_skipped(browser: Browser, client_id: str) -> None:
     started = browser.authorize(client_id)
     fields = browser.fields(browser.get(started.headers["location"]))
@@ -161,6 +171,7 @@ def test_one_sign_in_gives_one_code(browser: Browser, client_id: str) -> None:
     assert browser.post("/signin/local", data=form).status_code == 400
 
 
+# covers: no-enumeration
 @pytest.mark.parametrize("name", ["ana", "nobody", "", "zoë", "a" * 5000, "<b>"])
 def test_a_wrong_password_says_nothing_about_the_name(browser: Browser, client_id: str, name: str) -> None:
     consented = browser.consent(browser.authorize(client_id))
@@ -171,6 +182,7 @@ def test_a_wrong_password_says_nothing_about_the_name(browser: Browser, client_i
     assert "location" not in response.headers
 
 
+# covers: no-enumeration
 def test_an_unknown_name_takes_as_long_as_a_known_one(node: Node) -> None:
     with Browser(node, "192.0.2.77") as browser:
         consented = browser.consent(browser.authorize(browser.register()["client_id"]))
@@ -182,6 +194,7 @@ def test_an_unknown_name_takes_as_long_as_a_known_one(node: Node) -> None:
         assert min(took["nobody"]) > min(took["ana"]) / 3
 
 
+# covers: no-enumeration
 def test_guessing_is_slowed_for_one_name_without_shutting_the_person_out(node: Node) -> None:
     with Browser(node, "192.0.2.50") as attacker, Browser(node, "192.0.2.51") as person:
         client_id = person.register()["client_id"]
@@ -204,11 +217,13 @@ def test_a_service_without_an_allow_list_uses_the_general_one(browser: Browser, 
     assert "code" in answer_of(browser.sign_in(allowed, "ana"))
 
 
+# covers: scopes
 def test_scopes_that_the_service_needs_come_with_the_first_sign_in(browser: Browser, client_id: str) -> None:
     assert browser.tokens(client_id, scope=None).body["scope"] == "mcp"
     assert browser.tokens(client_id, scope="offline_access").body["scope"] == "mcp offline_access"
 
 
+# covers: allow-lists
 def test_an_empty_allow_list_lets_no_one_in_and_everyone_is_spelled_out(fleet: Fleet) -> None:
     resources = {
         "echo": {"resource": ECHO, "allow": {}},
@@ -222,6 +237,7 @@ def test_an_empty_allow_list_lets_no_one_in_and_everyone_is_spelled_out(fleet: F
         assert "code" in answer_of(browser.sign_in(opened, "bob"))
 
 
+# covers: pages-safe
 def test_pages_have_labels_and_no_inline_style_or_script(browser: Browser, client_id: str) -> None:
     consented = browser.consent(browser.authorize(client_id))
     page = browser.get(consented.headers["location"]).text

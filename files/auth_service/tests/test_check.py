@@ -39,6 +39,7 @@ def forge(key: Any, header: dict[str, Any] | None = None, **changes: Any) -> str
     return jwt.encode(head, claims(**changes), key, algorithms=[head["alg"]], default_type=None)
 
 
+# covers: challenge
 def test_no_token_gets_the_way_to_one(node: Node) -> None:
     response = node.check(None)
     assert response.status_code == 401
@@ -46,6 +47,7 @@ def test_no_token_gets_the_way_to_one(node: Node) -> None:
     assert response.headers["cache-control"] == "no-store"
 
 
+# covers: challenge
 @pytest.mark.parametrize("token", ["x", "a.b.c", "é", "." * 200, "x" * 9000])
 def test_nonsense_is_an_invalid_token(node: Node, token: str) -> None:
     response = node.http.get(
@@ -67,6 +69,7 @@ def test_only_a_bearer_header_counts(node: Node, browser: Browser, client_id: st
     assert node.http.get(url, headers=twice).status_code == 400
 
 
+# covers: resource
 def test_a_token_for_one_service_opens_no_other(node: Node, browser: Browser, client_id: str) -> None:
     token = browser.tokens(client_id).access
     assert node.check(token).status_code == 200
@@ -79,6 +82,7 @@ def test_a_well_made_token_is_accepted(fleet: Fleet, node: Node) -> None:
     assert node.check(forge(signing_key(fleet), {"typ": "application/at+jwt"})).status_code == 200
 
 
+# covers: jwt-access-token
 @pytest.mark.parametrize(
     "changes",
     [
@@ -107,6 +111,7 @@ def test_claims_that_are_wrong(fleet: Fleet, node: Node, changes: dict[str, Any]
     assert node.check(forge(signing_key(fleet), **changes)).status_code == 401
 
 
+# covers: jwt-access-token
 @pytest.mark.parametrize(
     "header",
     [
@@ -129,6 +134,7 @@ def test_headers_that_are_wrong(fleet: Fleet, node: Node, header: dict[str, Any]
     assert node.check(token).status_code == 401
 
 
+# covers: jwt-access-token
 def test_other_algorithms_and_keys(fleet: Fleet, node: Node) -> None:
     head, payload, _ = forge(OctKey.generate_key(256), {"alg": "HS256"}).split(".")
     mac = hmac.new(signing_key(fleet).as_pem(private=False), f"{head}.{payload}".encode(), "sha256").digest()
@@ -167,6 +173,7 @@ def test_a_retired_key_verifies_no_more(fleet: Fleet) -> None:
     assert len(retired.http.get(f"{retired.base}/jwks.json").json()["keys"]) == 1
 
 
+# covers: challenge
 def test_too_few_scopes_is_insufficient_scope_with_all_that_are_needed(fleet: Fleet, node: Node) -> None:
     response = node.check(forge(signing_key(fleet), scope="other"))
     assert response.status_code == 403
@@ -175,6 +182,7 @@ def test_too_few_scopes_is_insufficient_scope_with_all_that_are_needed(fleet: Fl
     )
 
 
+# covers: access-again
 def test_groups_in_the_grant_count_and_the_allow_list_is_asked_again(fleet: Fleet, node: Node) -> None:
     denied = node.check(forge(signing_key(fleet), sub="bob"))
     assert (denied.status_code, denied.json()) == (403, {"error": "access_denied"})
@@ -182,6 +190,7 @@ def test_groups_in_the_grant_count_and_the_allow_list_is_asked_again(fleet: Flee
     assert node.check(forge(signing_key(fleet), sub="bob", groups=["staff"])).status_code == 403
 
 
+# covers: cors
 @pytest.mark.parametrize(
     ("origin", "status"),
     [
@@ -219,6 +228,7 @@ def test_other_loopback_addresses_are_fine(node: Node) -> None:
     assert node.http.get(f"{node.base}/internal/health", headers=host).status_code == 200
 
 
+# covers: no-fault-consumes
 def test_a_service_that_is_not_known_yet_is_our_fault(node: Node) -> None:
     response = node.check("x", "unknown")
     assert response.status_code == 503
@@ -235,6 +245,7 @@ def test_a_known_token_asks_redis_nothing(fleet: Fleet, node: Node) -> None:
     assert after == before
 
 
+# covers: audit
 def test_every_decision_has_an_audit_record(fleet: Fleet, node: Node) -> None:
     node.check(forge(signing_key(fleet)), **{"X-Request-Id": "req-allow"})
     node.check(forge(signing_key(fleet), sub="bob"), **{"X-Request-Id": "req-deny"})

@@ -56,6 +56,7 @@ def ask(
     return browser.post("/token", data={name: value for name, value in form.items() if value}, auth=auth)
 
 
+# covers: client-credentials
 def test_a_machine_gets_an_access_token_and_nothing_else(asking: Browser, machines: Node) -> None:
     answer = ask(asking)
     assert answer.status_code == 200, answer.text
@@ -83,6 +84,7 @@ def test_it_can_be_revoked_and_asked_about(asking: Browser, machines: Node) -> N
     assert asking.post("/introspect", data={"token": token}, auth=auth).json() == {"active": False}
 
 
+# covers: client-credentials
 @pytest.mark.parametrize(
     ("client_id", "changes", "status", "error"),
     [
@@ -124,6 +126,7 @@ def test_two_resources_are_not_one(asking: Browser) -> None:
     assert answer.json()["error"] == "invalid_target"
 
 
+# covers: client-credentials
 def test_nobody_registers_as_a_machine(asking: Browser) -> None:
     registered = asking.register(
         token_endpoint_auth_method="client_secret_basic",

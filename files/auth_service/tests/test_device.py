@@ -61,6 +61,7 @@ def enter(person: Browser, code: str) -> httpx.Response:
     return person.post("/activate", data={"user_code": code})
 
 
+# covers: device
 def test_a_terminal_is_let_in(terminal: Browser, person: Browser, node: Node) -> None:
     client_id = registered(terminal)
     started = start(terminal, client_id)
@@ -97,6 +98,7 @@ def test_a_terminal_is_let_in(terminal: Browser, person: Browser, node: Node) ->
     assert enter(person, started["user_code"]).status_code == 400
 
 
+# covers: device
 def test_a_person_says_no(terminal: Browser, person: Browser) -> None:
     client_id = registered(terminal)
     started = start(terminal, client_id)
@@ -141,12 +143,14 @@ def test_codes_that_there_are_not(terminal: Browser, person: Browser, code: str)
     assert "no such code" in page.text
 
 
+# covers: device
 def test_codes_cannot_be_tried_out(person: Browser) -> None:
     answers = [enter(person, "BCDF-GHJK").status_code for _ in range(15)]
     assert answers[:10] == [400] * 10
     assert 429 in answers[10:]
 
 
+# covers: device
 def test_entering_a_code_is_not_agreeing(terminal: Browser, person: Browser, node: Node) -> None:
     """Somebody else's page can send a browser to our form. The person still sees what it is about."""
     client_id = registered(terminal)

@@ -304,6 +304,7 @@ def test_what_cannot_be_parsed_is_refused_after_the_answer_to_what_could(service
     run(ask)
 
 
+# covers: audit
 def test_a_decision_is_recorded_before_its_answer_goes_out(service: Service) -> None:
     tokens = [forge(service.key, jti=f"t{number}") for number in range(5)]
 

@@ -134,6 +134,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     made.close()
 
 
+# covers: cimd
 @pytest.mark.parametrize(
     ("url", "good"),
     [
@@ -158,6 +159,7 @@ def test_which_identifiers_are_documents(url: str, good: bool) -> None:
     assert is_document_url(url) is good
 
 
+# covers: cimd-ssrf
 @pytest.mark.parametrize("found", [["127.0.0.1"], ["93.184.215.14", "10.0.0.1"], ["::1"], []])
 def test_a_name_with_any_address_that_is_not_public_is_refused(found: list[str]) -> None:
     with pytest.raises(DocumentRefused):
@@ -171,6 +173,7 @@ def test_a_document_is_fetched(site: Site, monkeypatch: pytest.MonkeyPatch) -> N
     assert lifetime(cache_control) == 600
 
 
+# covers: cimd-ssrf
 @pytest.mark.parametrize(
     ("status", "headers", "body", "error"),
     [
@@ -193,6 +196,7 @@ def test_answers_that_are_no_document(
         asyncio.run(site.fetcher(monkeypatch).fetch(URL))
 
 
+# covers: cimd-ssrf
 def test_a_slow_drip_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "FETCH_SECONDS", 0.5)
     site.drip = 0.1
@@ -208,6 +212,7 @@ def test_a_certificate_that_is_not_trusted(site: Site, monkeypatch: pytest.Monke
         asyncio.run(site.fetcher(monkeypatch).fetch(URL))
 
 
+# covers: cimd
 @pytest.mark.parametrize(
     "change",
     [
@@ -233,6 +238,7 @@ def test_what_is_not_a_document(body: bytes) -> None:
         parse(URL, body, frozenset())
 
 
+# covers: cimd
 @pytest.mark.parametrize(
     ("cache_control", "seconds"),
     [
@@ -247,6 +253,7 @@ def test_how_long_a_document_is_fresh(cache_control: str, seconds: int) -> None:
     assert lifetime(cache_control) == seconds
 
 
+# covers: cimd
 def test_the_copy_is_used_while_fresh_and_the_last_good_one_in_an_outage(
     site: Site, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +283,7 @@ def test_the_copy_is_used_while_fresh_and_the_last_good_one_in_an_outage(
     assert gone is None
 
 
+# covers: cimd
 @pytest.mark.parametrize(
     ("keys", "method"),
     [
@@ -335,6 +343,7 @@ def test_keys_are_read_again_when_they_may_have_changed(
     asyncio.run(walk())
 
 
+# covers: cimd-ssrf
 def test_it_is_advertised_and_internal_addresses_are_not_reached(fleet: Fleet, browser: Browser) -> None:
     path = "/.well-known/oauth-authorization-server"
     assert browser.get(path).json()["client_id_metadata_document_supported"] is False
@@ -347,6 +356,7 @@ def test_it_is_advertised_and_internal_addresses_are_not_reached(fleet: Fleet, b
         assert "not known here" in page.text
 
 
+# covers: cimd
 def test_a_client_with_a_document_signs_in(fleet: Fleet) -> None:
     node = fleet.start(client_documents="true")
     metadata = parse(URL, json.dumps(DOCUMENT).encode(), frozenset())

@@ -12,6 +12,7 @@ from pathlib import Path
 from conftest import Fleet, Node, end, free_port, tokens_of, wait_for
 
 
+# covers: no-fault-consumes
 def test_redis_away(own_fleet: Fleet) -> None:
     node = own_fleet.start(redis_grace_seconds="4")
     with node.browser() as browser:
@@ -45,6 +46,7 @@ def test_redis_away(own_fleet: Fleet) -> None:
         assert browser.refresh(client_id, known.refresh).status_code == 200
 
 
+# covers: no-fault-consumes
 def test_redis_paused(own_fleet: Fleet) -> None:
     node = own_fleet.start()
     with node.browser() as browser:
@@ -64,6 +66,7 @@ def test_redis_paused(own_fleet: Fleet) -> None:
         wait_for(lambda: node.check(unseen.access).status_code == 200)
 
 
+# covers: revocation
 def test_a_revocation_that_the_stream_missed_still_counts(own_fleet: Fleet) -> None:
     node, other = own_fleet.start(), own_fleet.start()
     with node.browser() as browser:
@@ -82,6 +85,7 @@ def test_a_revocation_that_the_stream_missed_still_counts(own_fleet: Fleet) -> N
         assert node.check(tokens.access).status_code == other.check(tokens.access).status_code == 401
 
 
+# covers: revocation
 def test_a_revocation_reaches_other_nodes_at_once(own_fleet: Fleet) -> None:
     node, other = own_fleet.start(), own_fleet.start()
     took = []
@@ -123,6 +127,7 @@ def test_it_starts_without_redis(own_fleet: Fleet) -> None:
     wait_for(lambda: node.http.get(f"{node.base}/internal/health").status_code == 200)
 
 
+# covers: no-fault-consumes
 def test_wrong_redis_password_is_our_fault(own_fleet: Fleet) -> None:
     own_fleet.credentials["redis_password"] = "wrong"
     node = own_fleet.start()

@@ -24,6 +24,7 @@ def test_a_client_registers_signs_in_calls_and_refreshes(
     assert node.check(refreshed.access).status_code == 200
 
 
+# covers: jwt-access-token
 def test_the_access_token_is_what_rfc_9068_says(browser: Browser, client_id: str) -> None:
     token = browser.tokens(client_id).access
     header = jws.extract_compact(token.encode()).headers()
@@ -41,6 +42,7 @@ def test_the_access_token_is_what_rfc_9068_says(browser: Browser, client_id: str
         assert claim in payload.replace(b'": ', b'":')
 
 
+# covers: identity-headers
 def test_what_a_person_is_called_reaches_the_service_as_safe_headers(
     browser: Browser, node: Node, client_id: str
 ) -> None:
@@ -52,6 +54,7 @@ def test_what_a_person_is_called_reaches_the_service_as_safe_headers(
     assert headers["x-gatehouse-email"] == "ana@example.com"
 
 
+# covers: audit
 def test_no_secret_and_no_token_is_logged(browser: Browser, node: Node, client_id: str) -> None:
     code = browser.code(client_id)
     tokens = tokens_of(browser.exchange(client_id, code))

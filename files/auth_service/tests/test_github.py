@@ -60,6 +60,7 @@ def at_github(browser: Browser, client_id: str, **changes: str | None) -> httpx.
     return httpx.get(sent.headers["refresh"].removeprefix("0; url="))
 
 
+# covers: provider-github
 def test_a_team_member_gets_in(person: Browser, github: Node, upstream: GitHubStandIn) -> None:
     upstream.person = OCTOCAT
     client_id = person.register()["client_id"]
@@ -81,6 +82,7 @@ def test_a_local_users_name_is_not_a_github_login(person: Browser, upstream: Git
     assert answer_of(person.get(back.headers["location"]))["error"] == "access_denied"
 
 
+# covers: provider-github
 @pytest.mark.parametrize("orgs", [[], ["staff"], ["github:acme"]])
 def test_outsiders_stay_out(person: Browser, upstream: GitHubStandIn, orgs: list[str]) -> None:
     upstream.person = Person("ana", "Ana", [], orgs)
@@ -88,6 +90,7 @@ def test_outsiders_stay_out(person: Browser, upstream: GitHubStandIn, orgs: list
     assert answer_of(person.get(back.headers["location"]))["error"] == "access_denied"
 
 
+# covers: provider-github
 def test_an_unverified_address_opens_nothing(person: Browser, upstream: GitHubStandIn) -> None:
     emails = [{"email": "other@example.com", "primary": True, "verified": False}]
     upstream.person = Person("mallory", None, emails, ["acme"])
@@ -102,6 +105,7 @@ def test_a_verified_address_does(person: Browser, upstream: GitHubStandIn) -> No
     assert "code" in answer_of(person.get(back.headers["location"]))
 
 
+# covers: provider-github
 @pytest.mark.parametrize(
     ("outage", "error"),
     [

@@ -142,6 +142,7 @@ def publish(fleet: Fleet, client: Client) -> None:
         fleet.redis.admin.set(f"gh:document:{digest(name)}", json.dumps({**record, **fresh}), ex=600)
 
 
+# covers: iss, refresh-answer, clients-field
 @pytest.mark.parametrize("name", CLIENTS)
 def test_it_signs_in_and_stays_so(name: str, fleet: Fleet, node: Node, browser: Browser) -> None:
     client = CLIENTS[name]

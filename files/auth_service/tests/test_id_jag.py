@@ -81,6 +81,7 @@ def exchange(
     return browser.post("/token", data=data, headers=headers)
 
 
+# covers: id-jag
 def test_the_providers_word_opens_a_service(browser: Browser, node: Node, upstream: OpenIDStandIn) -> None:
     answer = exchange(
         browser, signed(upstream, email="ana@example.com", email_verified=True, groups=["staff"])
@@ -104,6 +105,7 @@ def test_it_counts_once(browser: Browser, upstream: OpenIDStandIn) -> None:
     assert exchange(browser, assertion).json()["error"] == "invalid_grant"
 
 
+# covers: id-jag
 @pytest.mark.parametrize(
     "changes",
     [
@@ -174,6 +176,7 @@ def test_the_app_proves_who_it_is_and_is_entitled_to_the_grant(
     assert exchange(browser, "x").json()["error"] == "invalid_grant"
 
 
+# covers: no-fault-consumes
 def test_a_provider_that_is_down_is_not_the_apps_fault(tmp_path_factory: pytest.TempPathFactory) -> None:
     upstream = OpenIDStandIn()
     upstream.lies = Lies(status={"keys": 503})
@@ -189,6 +192,7 @@ def test_a_provider_that_is_down_is_not_the_apps_fault(tmp_path_factory: pytest.
     upstream.close()
 
 
+# covers: id-jag
 def test_it_is_off_unless_the_inventory_turns_it_on(tmp_path_factory: pytest.TempPathFactory) -> None:
     upstream = OpenIDStandIn()
     with fleet_in(tmp_path_factory.mktemp("off")) as fleet:

@@ -42,6 +42,7 @@ def asker(browser: Browser) -> Asker:
     return asker_at(browser)
 
 
+# covers: introspection
 def test_an_access_token(asker: Asker) -> None:
     answer = asker.ask(asker.tokens.access)
     assert answer.status_code == 200
@@ -92,6 +93,7 @@ def test_nonsense_is_inactive_or_no_request(asker: Asker, token: str) -> None:
     assert answer.json() == INACTIVE if token else answer.json()["error"] == "invalid_request"
 
 
+# covers: introspection
 def test_others_tokens_are_as_unknown_as_none(asker: Asker, browser: Browser, fleet: Fleet) -> None:
     other = browser.tokens(browser.register()["client_id"])
     unknown = asker.ask("a.b.c")
@@ -101,6 +103,7 @@ def test_others_tokens_are_as_unknown_as_none(asker: Asker, browser: Browser, fl
     assert "www-authenticate" not in unknown.headers
 
 
+# covers: introspection
 def test_whoever_asks_has_to_prove_who_it_is(asker: Asker, browser: Browser) -> None:
     public = browser.register()["client_id"]
     for form in (

@@ -14,6 +14,7 @@ PATHS = [
 ]
 
 
+# covers: as-metadata
 @pytest.mark.parametrize("path", PATHS)
 def test_metadata_in_every_place_where_clients_look(browser: Browser, path: str) -> None:
     response = browser.get(path, headers={"Origin": "https://anywhere.example.test"})
@@ -27,6 +28,7 @@ def test_metadata_in_every_place_where_clients_look(browser: Browser, path: str)
     assert ("subject_types_supported" in document) == ("openid" in path)
 
 
+# covers: as-endpoints
 def test_every_advertised_endpoint_answers(browser: Browser) -> None:
     document = browser.get(PATHS[0]).json()
     endpoints = {name: url for name, url in document.items() if name.endswith(("_endpoint", "_uri"))}
@@ -37,12 +39,14 @@ def test_every_advertised_endpoint_answers(browser: Browser) -> None:
         assert response.status_code in (200, 400), name
 
 
+# covers: as-jwks
 def test_jwks_has_public_parts_of_every_key(browser: Browser) -> None:
     keys = browser.get("/jwks.json").json()["keys"]
     assert [key["kid"] for key in keys] == ["key-0", "key-1"]
     assert all(set(key) == {"kty", "crv", "x", "y", "kid", "use", "alg"} for key in keys)
 
 
+# covers: scopes
 def test_a_services_document_names_this_issuer(node: Node) -> None:
     document = node.http.get(f"{node.base}/internal/resource/echo").json()
     assert document["resource"] == ECHO
@@ -59,6 +63,7 @@ def test_health_in_public_has_no_details(browser: Browser, node: Node) -> None:
     }
 
 
+# covers: cors
 @pytest.mark.parametrize(
     "path", ["/token", "/register", "/revoke", "/.well-known/oauth-authorization-server"]
 )
@@ -70,11 +75,13 @@ def test_preflight_is_answered(browser: Browser, path: str) -> None:
     assert "Authorization" in response.headers["access-control-allow-headers"]
 
 
+# covers: pages-safe
 def test_pages_are_not_for_other_origins(browser: Browser) -> None:
     response = browser.get("/authorize", headers={"Origin": "https://a.example.test"})
     assert "access-control-allow-origin" not in response.headers
 
 
+# covers: oauth-errors
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [

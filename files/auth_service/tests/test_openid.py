@@ -80,6 +80,7 @@ def come_back(
     return browser.get(back.headers["location"])
 
 
+# covers: iss, provider-oidc
 def test_a_person_signs_in(person: Browser, node: Node) -> None:
     client_id = person.register()["client_id"]
     answer = answer_of(come_back(person, client_id))
@@ -126,6 +127,7 @@ def test_a_name_is_as_long_as_the_provider_says_and_a_group_new_to_us_counts_at_
         node.reload(before)
 
 
+# covers: provider-oidc
 def test_what_the_id_token_lacks_the_userinfo_endpoint_has(
     person: Browser, node: Node, upstream: OpenIDStandIn
 ) -> None:
@@ -139,6 +141,7 @@ def test_what_the_id_token_lacks_the_userinfo_endpoint_has(
     assert headers["x-gatehouse-email"] == "", "it was never verified"
 
 
+# covers: provider-oidc
 @pytest.mark.parametrize(
     ("claims", "provider", "allowed"),
     [
@@ -167,6 +170,7 @@ def test_who_gets_in(
 OTHER_KEY = RSAKey.generate_key(2048, {"kid": "first"})
 
 
+# covers: provider-lies
 @pytest.mark.parametrize(
     "lies",
     [
@@ -214,6 +218,7 @@ def test_a_provider_that_lies_or_fails_lets_no_one_in_and_burns_nothing(
     assert person.refresh(client_id, tokens.refresh).status_code == 200
 
 
+# covers: mix-up
 @pytest.mark.parametrize(
     "lies",
     [
@@ -234,12 +239,14 @@ def test_answers_that_are_a_no(person: Browser, upstream: OpenIDStandIn, lies: L
         assert upstream.asked.count("token") == asked, "the code went nowhere"
 
 
+# covers: mix-up
 def test_an_answer_for_one_provider_is_none_for_another(person: Browser, upstream: OpenIDStandIn) -> None:
     back = httpx.get(leave(person, person.register()["client_id"])).headers["location"]
     assert person.get(back.replace("/signin/okta/", "/signin/other/")).status_code == 400
     assert "code" in answer_of(person.get(back))
 
 
+# covers: provider-oidc
 def test_keys_change_without_a_word(person: Browser, upstream: OpenIDStandIn) -> None:
     client_id = person.register()["client_id"]
     assert "code" in answer_of(come_back(person, client_id))
@@ -254,6 +261,7 @@ def test_keys_change_without_a_word(person: Browser, upstream: OpenIDStandIn) ->
         upstream.key = before
 
 
+# covers: provider-lies
 @pytest.mark.parametrize(
     "discovery",
     [

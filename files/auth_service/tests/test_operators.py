@@ -36,6 +36,7 @@ def files(browser: Browser) -> str:
     return browser.tokens(client_id, "bob", resource=resource, scope=None).access
 
 
+# covers: operators
 def test_operators_see_and_end_what_others_have_connected(
     operator: Browser, bob: Browser, node: Node
 ) -> None:
@@ -66,6 +67,7 @@ def test_the_last_decisions_are_shown(operator: Browser, bob: Browser) -> None:
         assert f"<td>{event}</td>" in text
 
 
+# covers: operators
 @pytest.mark.parametrize("path", ["/operators", "/operators/person?user=ana"])
 def test_nobody_else_sees_it(bob: Browser, node: Node, path: str) -> None:
     assert bob.get(path).headers["location"] == f"{ISSUER}/account"
@@ -77,6 +79,7 @@ def test_nobody_else_sees_it(bob: Browser, node: Node, path: str) -> None:
     assert node.records("operators")[0]["user"] == "bob"
 
 
+# covers: operators
 def test_nobody_else_ends_anything(bob: Browser, operator: Browser, node: Node) -> None:
     token = operator.tokens(operator.register()["client_id"]).access
     files(bob)

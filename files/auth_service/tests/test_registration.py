@@ -12,6 +12,7 @@ CURSOR = [
 ]
 
 
+# covers: dcr
 def test_an_answer_has_all_that_clients_want(browser: Browser) -> None:
     response = browser.post(
         "/register",
@@ -32,15 +33,18 @@ def test_a_confidential_client_gets_a_secret(browser: Browser) -> None:
     assert body["client_secret_expires_at"] == 0
 
 
+# covers: dcr
 def test_all_of_cursors_redirect_uris_are_kept(browser: Browser) -> None:
     assert browser.register(*CURSOR)["redirect_uris"] == CURSOR
 
 
+# covers: dcr
 def test_acceptable_entries_of_a_mixed_set_are_kept(browser: Browser) -> None:
     bad = ["http://evil.example.test/cb", "javascript:alert(1)", "cursor://other/callback", REDIRECT + "#x"]
     assert browser.register(*bad, REDIRECT)["redirect_uris"] == [REDIRECT]
 
 
+# covers: dcr
 def test_unknown_grants_and_scopes_are_ignored(browser: Browser) -> None:
     body = browser.register(
         grant_types=["authorization_code", "implicit"], scope="openid what", response_types=["x"]
@@ -76,6 +80,7 @@ def test_what_is_not_json_is_refused(browser: Browser) -> None:
         assert browser.post("/register", content=content).json()["error"] == "invalid_request"
 
 
+# covers: dcr-manage
 def test_read_update_delete(browser: Browser) -> None:
     registered = browser.register()
     url = registered["registration_client_uri"]
@@ -93,6 +98,7 @@ def test_read_update_delete(browser: Browser) -> None:
     assert browser.get(url, headers=bearer).status_code == 401
 
 
+# covers: dcr-manage
 @pytest.mark.parametrize(
     "change",
     [
@@ -110,6 +116,7 @@ def test_updates_that_rfc_7592_forbids(browser: Browser, change: dict[str, Any])
     assert response.status_code == 400
 
 
+# covers: dcr-manage
 def test_a_registration_opens_to_its_own_token_only(browser: Browser) -> None:
     mine, other = browser.register(), browser.register()
     url = mine["registration_client_uri"]
@@ -131,6 +138,7 @@ def test_deleting_a_client_ends_its_tokens(browser: Browser, node: Node) -> None
     assert browser.refresh(registered["client_id"], tokens.refresh).json()["error"] == "invalid_client"
 
 
+# covers: dcr-flood
 def test_registrations_expire_unless_used(browser: Browser, fleet: Fleet) -> None:
     unused = browser.register()["client_id"]
     used = browser.register()["client_id"]
@@ -149,6 +157,7 @@ def test_no_secret_is_kept_as_it_is(browser: Browser, fleet: Fleet) -> None:
     assert registered["registration_access_token"] not in record
 
 
+# covers: dcr-flood
 def test_a_flood_is_slowed_and_others_are_not(node: Node) -> None:
     with Browser(node, "192.0.2.1") as flood, Browser(node, "192.0.2.2") as other:
         statuses = [flood.post("/register", json={}).status_code for _ in range(420)]

@@ -30,6 +30,7 @@ def test_a_service_comes_and_goes(fleet: Fleet) -> None:
         assert browser.refresh(client_id, tokens.refresh).status_code == 200
 
 
+# covers: access-again
 def test_a_narrower_allow_list_holds_for_tokens_that_were_found_good(fleet: Fleet) -> None:
     node = fleet.start()
     with node.browser() as browser:

@@ -7,6 +7,7 @@ import pytest
 from conftest import ECHO, FILES, ISSUER, REDIRECT, Browser, Fleet, Node, tokens_of, wait_for
 
 
+# covers: code-once
 def test_a_code_works_once_and_its_replay_revokes_what_it_gave(
     browser: Browser, node: Node, client_id: str
 ) -> None:
@@ -19,6 +20,7 @@ def test_a_code_works_once_and_its_replay_revokes_what_it_gave(
     assert browser.refresh(client_id, tokens.refresh).json()["error"] == "invalid_grant"
 
 
+# covers: code-once
 def test_two_exchanges_at_once_give_one_grant(browser: Browser, node: Node, client_id: str) -> None:
     code = browser.code(client_id)
     with ThreadPoolExecutor(8) as pool:
@@ -28,6 +30,7 @@ def test_two_exchanges_at_once_give_one_grant(browser: Browser, node: Node, clie
     assert {answer.json()["error"] for answer in answers if answer.status_code != 200} == {"invalid_grant"}
 
 
+# covers: pkce
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
@@ -54,6 +57,7 @@ def test_a_failed_exchange_is_refused_and_consumes_nothing(
     assert browser.exchange(client_id, code, resource=ECHO).status_code == 200
 
 
+# covers: code-once
 def test_a_code_is_bound_to_its_client(browser: Browser, client_id: str) -> None:
     code = browser.code(client_id)
     other = browser.register()["client_id"]
@@ -61,6 +65,7 @@ def test_a_code_is_bound_to_its_client(browser: Browser, client_id: str) -> None
     assert browser.exchange(client_id, code).status_code == 200
 
 
+# covers: code-once
 def test_a_code_lives_for_a_minute(browser: Browser, fleet: Fleet, client_id: str) -> None:
     redis = fleet.redis.admin
     # The fleet's Redis is shared: only the keys that this code brought are of this test.
@@ -70,6 +75,7 @@ def test_a_code_lives_for_a_minute(browser: Browser, fleet: Fleet, client_id: st
     assert 50 < int(str(redis.ttl(key))) <= 60
 
 
+# covers: stale-client
 def test_a_stale_client_is_invalid_client(browser: Browser, client_id: str) -> None:
     code = browser.code(client_id)
     refused = browser.exchange("ghc_" + "A" * 22, code)
@@ -107,6 +113,7 @@ def test_a_client_from_inventory_uses_basic(browser: Browser) -> None:
     assert browser.post("/token", data=form, auth=("machine", "machine-secret")).status_code == 200
 
 
+# covers: oauth-errors
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
@@ -123,6 +130,7 @@ def test_malformed_requests_are_invalid_request(browser: Browser, content: bytes
         assert (response.status_code, response.json()["error"]) == (400, "invalid_request")
 
 
+# covers: refresh-rotation
 def test_refresh_rotates_and_the_grace_window_gives_the_same_successor(
     browser: Browser, node: Node, client_id: str
 ) -> None:
@@ -136,6 +144,7 @@ def test_refresh_rotates_and_the_grace_window_gives_the_same_successor(
     assert node.check(second.access).status_code == 200
 
 
+# covers: refresh-rotation
 def test_a_refresh_token_from_before_revokes_the_family(browser: Browser, node: Node, client_id: str) -> None:
     first = browser.tokens(client_id)
     second = tokens_of(browser.refresh(client_id, first.refresh))
@@ -147,6 +156,7 @@ def test_a_refresh_token_from_before_revokes_the_family(browser: Browser, node: 
     assert node.records("replay")
 
 
+# covers: refresh-rotation
 def test_reuse_after_the_grace_window_revokes_the_family(fleet: Fleet) -> None:
     node = fleet.start(refresh_grace_seconds="1")
     with node.browser() as browser:
@@ -158,6 +168,7 @@ def test_reuse_after_the_grace_window_revokes_the_family(fleet: Fleet) -> None:
         assert node.check(second.access).status_code == 401
 
 
+# covers: resource
 def test_refresh_keeps_to_the_grants_resource_and_a_failed_one_consumes_nothing(
     browser: Browser, client_id: str
 ) -> None:
@@ -171,6 +182,7 @@ def test_refresh_keeps_to_the_grants_resource_and_a_failed_one_consumes_nothing(
     assert browser.refresh(client_id, token, resource=ECHO).status_code == 200
 
 
+# covers: access-again
 def test_refresh_asks_again_whether_the_person_may(fleet: Fleet) -> None:
     strict = {"echo": {"resource": ECHO, "allow": {"users": ["bob"]}}}
     before, after = fleet.start(), fleet.start(resources=strict)
@@ -214,6 +226,7 @@ def test_another_node_honours_codes_and_tokens(fleet: Fleet, browser: Browser, c
         assert tokens_of(browser.refresh(client_id, tokens.refresh)).access
 
 
+# covers: revocation
 def test_revoking_a_refresh_token_ends_the_grant_on_every_node(
     browser: Browser, node: Node, fleet: Fleet, client_id: str
 ) -> None:
@@ -227,6 +240,7 @@ def test_revoking_a_refresh_token_ends_the_grant_on_every_node(
     assert browser.refresh(client_id, tokens.refresh).json()["error"] == "invalid_grant"
 
 
+# covers: revocation
 def test_revoking_an_access_token_leaves_the_grant(browser: Browser, node: Node, client_id: str) -> None:
     tokens = browser.tokens(client_id)
     assert node.check(tokens.access).status_code == 200
@@ -239,6 +253,7 @@ def test_revoking_an_access_token_leaves_the_grant(browser: Browser, node: Node,
     assert browser.refresh(client_id, tokens.refresh).status_code == 200
 
 
+# covers: revocation
 def test_revocation_asks_who_and_gives_nothing_away(browser: Browser, node: Node, client_id: str) -> None:
     tokens = browser.tokens(client_id)
     other = browser.register()["client_id"]
@@ -250,6 +265,7 @@ def test_revocation_asks_who_and_gives_nothing_away(browser: Browser, node: Node
     assert node.check(tokens.access).status_code == 200
 
 
+# covers: audit
 def test_audit_says_who_and_why(browser: Browser, node: Node, client_id: str) -> None:
     browser.tokens(client_id)
     browser.exchange(client_id, "wrong")

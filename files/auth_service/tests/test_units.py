@@ -20,6 +20,7 @@ from gatehouse_auth.settings import AllowList, GitHubProvider, LocalProvider, Pr
 CURSOR = "cursor://anysphere.cursor-mcp/oauth/callback"
 
 
+# covers: redirect-match
 @pytest.mark.parametrize(
     ("uri", "good"),
     [
@@ -64,6 +65,7 @@ def test_which_redirect_uris_may_be_registered(uri: object, good: bool) -> None:
     assert redirects.acceptable(uri, frozenset({CURSOR})) is good
 
 
+# covers: redirect-match
 @pytest.mark.parametrize(
     ("registered", "requested", "same"),
     [
@@ -98,6 +100,7 @@ def test_form_action(uri: str, source: str) -> None:
     assert redirects.form_action(uri) == source
 
 
+# covers: resource
 @pytest.mark.parametrize(
     ("asked", "same"),
     [
@@ -111,6 +114,7 @@ def test_a_lone_slash_at_the_root(asked: str, same: str) -> None:
     assert canonical(asked) == same
 
 
+# covers: prm
 def test_where_a_resources_document_is() -> None:
     assert (
         resource_metadata_url("https://e.example/mcp")
@@ -168,6 +172,7 @@ BOTH = Providers(local=LocalProvider(), github=GitHubProvider(client_id="x"))
 ONE = Providers(github=GitHubProvider(client_id="x"))
 
 
+# covers: allow-lists
 @pytest.mark.parametrize(
     ("providers", "allow", "identity", "allowed"),
     [

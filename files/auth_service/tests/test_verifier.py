@@ -124,6 +124,7 @@ def corpus(draw: random.Random) -> list[str]:
     return made
 
 
+# covers: jwt-access-token
 def test_a_token_is_judged_as_authlib_judges_it(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
     monkeypatch.setattr("time.time", lambda: now)

@@ -17,6 +17,7 @@ from conftest import NASTY, Bridge, alive, answer, descendants, environment, eve
 Start = Callable[..., Bridge]
 
 
+# covers: crash
 @pytest.mark.parametrize(
     ("tool", "how"), [("crash", "status 7"), ("killed", "signal 9"), ("close_stdout", "")]
 )
@@ -44,6 +45,7 @@ async def test_last_words_arrive(start: Start) -> None:
     assert await session.call("last_words") == "bye"
 
 
+# covers: crash
 async def test_rubbish_on_stdout_is_skipped_and_not_logged(start: Start) -> None:
     bridge = start()
     session = await bridge.open()
@@ -52,6 +54,7 @@ async def test_rubbish_on_stdout_is_skipped_and_not_logged(start: Start) -> None
     assert len([event for event in bridge.events if event["event"] == "child_rubbish"]) == 5
 
 
+# covers: stderr
 async def test_a_flood_on_stderr_blocks_nobody_and_is_logged_in_part(start: Start) -> None:
     bridge = start()
     session = await bridge.open()
@@ -61,6 +64,7 @@ async def test_a_flood_on_stderr_blocks_nobody_and_is_logged_in_part(start: Star
     assert all(len(event["text"]) <= 4096 for event in lines)
 
 
+# covers: crash
 async def test_a_flood_of_messages_waits_for_a_slow_client(start: Start) -> None:
     """100 MB towards a client that does not read: the child is made to wait, and nothing gets lost."""
     bridge = start()
@@ -103,6 +107,7 @@ async def test_a_deaf_child_hurts_no_other(start: Start) -> None:
     eventually(lambda: bridge.health["children"] == 2)
 
 
+# covers: tree
 async def test_the_whole_tree_dies_with_the_session(start: Start) -> None:
     bridge = start()
     session, other = await bridge.open(), await bridge.open()
@@ -120,6 +125,7 @@ async def test_the_whole_tree_dies_with_the_session(start: Start) -> None:
     )
 
 
+# covers: tree
 async def test_the_tree_of_a_crashed_child_dies_too(start: Start) -> None:
     bridge = start()
     session = await bridge.open()
@@ -137,6 +143,7 @@ async def test_a_stubborn_child_is_killed(start: Start) -> None:
     eventually(lambda: not alive(pid))
 
 
+# covers: tree
 async def test_nothing_is_left_however_rudely_sessions_end(start: Start) -> None:
     bridge = start(BRIDGE_IDLE_SECONDS=2, BRIDGE_MAX_CHILDREN=100)
     for _ in range(3):
@@ -297,6 +304,7 @@ def test_wrong_configuration_is_named_and_never_quoted(changes: dict[str, Any], 
     assert "tell-no-one" not in done.stderr + done.stdout
 
 
+# covers: health
 async def test_health_starts_no_child(start: Start) -> None:
     bridge = start(BRIDGE_WARM=0)
     for _ in range(20):

@@ -44,6 +44,7 @@ def bridge(start: Callable[..., Bridge], time_environment: Path) -> Bridge:
     return start([str(time_environment / "mcp-server-time"), "--local-timezone", "Europe/Vienna"])
 
 
+# covers: eras
 @pytest.mark.parametrize(
     ("mode", "version"), [("legacy", "2025-11-25"), ("2026-07-28", "2026-07-28"), ("auto", "2026-07-28")]
 )
@@ -61,6 +62,7 @@ async def test_sdk_2(bridge: Bridge, mode: str, version: str) -> None:
         assert failed.is_error
 
 
+# covers: eras
 async def test_sdk_1(bridge: Bridge, time_environment: Path) -> None:
     arguments = json.dumps({"timezone": "Asia/Tokyo"})
     process = await asyncio.create_subprocess_exec(

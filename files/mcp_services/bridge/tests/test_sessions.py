@@ -13,6 +13,7 @@ from conftest import ACCEPT, Bridge, alive, answer, eventually
 Start = Callable[..., Bridge]
 
 
+# covers: eras
 @pytest.mark.parametrize("version", ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"])
 async def test_a_session_from_beginning_to_end(start: Start, version: str) -> None:
     bridge = start()
@@ -28,6 +29,7 @@ async def test_a_session_from_beginning_to_end(start: Start, version: str) -> No
     eventually(lambda: bridge.health["children"] == 1)  # the one that is warm
 
 
+# covers: sessions
 async def test_missing_and_unknown_sessions(start: Start) -> None:
     bridge = start()
     session = bridge.session()
@@ -42,6 +44,7 @@ async def test_missing_and_unknown_sessions(start: Start) -> None:
     assert bridge.health["sessions"] == 0
 
 
+# covers: sessions
 async def test_a_session_belongs_to_the_user_who_opened_it(start: Start) -> None:
     bridge = start()
     anas = await bridge.open("local:ana")
@@ -54,6 +57,7 @@ async def test_a_session_belongs_to_the_user_who_opened_it(start: Start) -> None
     assert await anas.call("echo", text="mine") == "mine"
 
 
+# covers: restart-404
 async def test_after_a_restart_old_sessions_are_unknown(start: Start) -> None:
     bridge = start()
     session = await bridge.open()
@@ -64,6 +68,7 @@ async def test_after_a_restart_old_sessions_are_unknown(start: Start) -> None:
     assert await (await again.open()).call("echo", text="x") == "x"
 
 
+# covers: ids
 async def test_answers_find_their_way_whatever_the_ids(start: Start) -> None:
     bridge = start()
     session = await bridge.open()
@@ -75,6 +80,7 @@ async def test_answers_find_their_way_whatever_the_ids(start: Start) -> None:
     assert got == [(identifier, f"{n}") for n, identifier in enumerate(ids)]
 
 
+# covers: large
 async def test_a_message_is_carried_byte_for_byte(start: Start) -> None:
     session = await start().open()
     response = await session.post(session.tool("exact", identifier=77))
@@ -124,6 +130,7 @@ async def test_cancellation_reaches_the_server_and_ends_the_request(start: Start
     assert {"requestId": number, "reason": "enough"} in [m.get("params") for m in seen]
 
 
+# covers: ids
 async def test_the_server_asks_the_client(start: Start) -> None:
     session = await start().open(capabilities={"elicitation": {}})
     for identifier in ("srv-1", 7):
@@ -163,6 +170,7 @@ async def test_a_second_stream_takes_over_from_the_first(start: Start) -> None:
         assert (await second.next())["params"]["data"] == "later"
 
 
+# covers: resume
 async def test_a_broken_answer_is_resumed(start: Start) -> None:
     session = await start().open()
     call = session.tool("progress", identifier="r", token="t", steps=8, pause=0.25)
@@ -182,6 +190,7 @@ async def test_a_broken_answer_is_resumed(start: Start) -> None:
         ).status_code == 400
 
 
+# covers: large
 async def test_large_messages_in_both_directions(start: Start) -> None:
     session = await start().open()
     text = "ä" * (4 * 1024 * 1024)

@@ -40,6 +40,7 @@ async def test_discover_says_what_the_handshake_said(start: Start) -> None:
     }
 
 
+# covers: eras
 async def test_results_have_what_this_revision_wants(start: Start) -> None:
     bridge = start()
     result = (await bridge.stateless("tools/list")).json()["result"]
@@ -67,6 +68,7 @@ async def test_the_child_sees_a_handshake_and_no_envelope(start: Start) -> None:
     assert seen[2]["params"]["_meta"] == {"com.example/own": 1.5}
 
 
+# covers: header-body
 @pytest.mark.parametrize(
     ("changes", "meta", "code"),
     [

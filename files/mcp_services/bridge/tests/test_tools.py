@@ -29,6 +29,7 @@ async def session(bridge: Bridge, headers: dict[str, str]) -> Session:
     return opened
 
 
+# covers: tool-rules
 async def test_what_is_denied_is_not_listed(bridge: Bridge) -> None:
     listed = {}
     for who, headers in (("staff", STAFF), ("ops", OPS)):
@@ -41,6 +42,7 @@ async def test_what_is_denied_is_not_listed(bridge: Bridge) -> None:
     assert listed["ops"] - listed["staff"] == {"env", "seen"}
 
 
+# covers: tool-rules
 async def test_what_is_denied_is_not_called(bridge: Bridge) -> None:
     staff, ops = await session(bridge, STAFF), await session(bridge, OPS)
     assert await staff.call("echo", text="x") == "x"
@@ -55,6 +57,7 @@ async def test_what_is_denied_is_not_called(bridge: Bridge) -> None:
     assert "error" in answer(await ops.post(ops.tool("env")))
 
 
+# covers: tool-rules
 @pytest.mark.parametrize(
     "text",
     [

@@ -112,6 +112,7 @@ async def test_whoami_without_a_gateway(url: str) -> None:
     assert set(json.loads(await call(url, "whoami", "legacy", {})).values()) == {None}
 
 
+# covers: tool-rules
 @pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
 async def test_whoever_lacks_a_tool_neither_sees_nor_calls_it(mode: str) -> None:
     rules = {"deny": ["head*"], "groups": {"docs, old": ["headers"]}}
@@ -138,6 +139,7 @@ async def test_headers_never_shows_a_secret(url: str, mode: str) -> None:
     assert shown["x-gatehouse-user"] == "local:ana"
 
 
+# covers: eras
 @pytest.mark.parametrize("version", ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"])
 def test_every_earlier_revision_is_spoken_without_a_session(url: str, version: str) -> None:
     hello = {"protocolVersion": version, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
@@ -165,11 +167,13 @@ def stateless(name: str, **headers: str) -> dict[str, Any]:
     }
 
 
+# covers: header-body
 def test_a_header_that_disagrees_with_the_body_is_refused(url: str) -> None:
     answer = httpx.post(f"{url}/mcp", **stateless("echo", **{"Mcp-Name": "whoami"}))
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, -32020)
 
 
+# covers: header-body
 def test_an_unknown_revision_is_refused(url: str) -> None:
     request = stateless("echo", **{"MCP-Protocol-Version": "2099-01-01"})
     request["json"]["params"]["_meta"]["io.modelcontextprotocol/protocolVersion"] = "2099-01-01"

@@ -72,6 +72,7 @@ def carriers(v4: ipaddress.IPv4Address) -> list[str]:
     ]
 
 
+# covers: cimd-ssrf
 @given(st.ip_addresses(v=4))
 def test_no_ipv6_address_that_stands_for_an_ipv4_one_is_reached(v4: ipaddress.IPv4Address) -> None:
     assert not any(is_reachable(address) for address in carriers(v4))
@@ -101,6 +102,7 @@ async def test_every_address_of_a_name_has_to_be_permitted(found: list[str]) -> 
         await backend.connect_tcp("name.test", 80)
 
 
+# covers: cimd-ssrf
 async def test_what_was_judged_is_what_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 

@@ -199,6 +199,7 @@ async def test_logs_name_hosts_and_outcomes_and_no_more(origin: Site) -> None:
     assert {line["service"] for line in lines} == {"fetch-native"}
 
 
+# covers: tool-rules
 def test_a_person_without_the_tool_neither_sees_nor_calls_it() -> None:
     started = Running(*SERVICE, GATEHOUSE_TOOLS='{"deny": ["*"], "groups": {"readers": ["fetch"]}}')
     try:
