@@ -555,6 +555,14 @@ class Inspector:
                             f"gatehouse_mcp_services.{name}.{key}: differs between hosts; give it once for all"
                         )
         self.check_hostnames(fleet)
+        for host, given in self.hosts.items():
+            default = given.get("gatehouse_default_resource")
+            if default and default not in fleet.services:
+                self.problem(
+                    f"gatehouse_default_resource: {default} is not one of the services; name one of"
+                    f" {', '.join(sorted(fleet.services))}",
+                    host,
+                )
         return fleet
 
     def declared(self, host: str) -> dict[str, dict[str, Any]]:

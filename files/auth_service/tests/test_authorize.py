@@ -248,3 +248,17 @@ def test_pages_have_labels_and_no_inline_style_or_script(browser: Browser, clien
     style = browser.get("/static/style.css")
     assert style.headers["content-type"].startswith("text/css")
     assert "prefers-color-scheme: dark" in style.text
+
+
+# covers: default-resource
+def test_a_sign_in_that_names_no_service_gets_the_one_that_is_configured(fleet: Fleet, node: Node) -> None:
+    with node.browser() as browser:
+        client_id = browser.register()["client_id"]
+        assert answer_of(browser.authorize(client_id, resource=None))["error"] == "invalid_target"
+    other = fleet.start(default_resource="echo")
+    with other.browser() as browser:
+        tokens = browser.tokens(client_id, resource=None)
+        assert other.check(tokens.access).status_code == 200
+        assert other.check(tokens.access, "files").status_code == 401
+        named = browser.tokens(client_id, resource=FILES, scope=None)
+        assert other.check(named.access, "files").status_code == 200

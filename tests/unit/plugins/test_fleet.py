@@ -194,6 +194,7 @@ def test_what_an_entry_brings_and_what_the_operator_adds() -> None:
             "gatehouse_operators.groups: okta:staff is of no provider of gatehouse_providers",
             "with one of local",
         ),
+        ({"gatehouse_default_resource": "tiem"}, "gatehouse_default_resource: tiem is not one of the services", "name one of"),
         ({"gatehouse_traefik_source": "archive"}, "gatehouse_traefik_archive_url: gatehouse_traefik_source is archive", "set it"),
         (
             {"gatehouse_traefik_source": "archive", "gatehouse_traefik_archive_sha256": "0" * 63},

@@ -265,6 +265,8 @@ class Settings(BaseSettings):
     refresh_grace_seconds: int = Field(default=30, ge=0, le=300)
     redis_grace_seconds: int = Field(default=300, ge=0, le=3600)
     client_documents: bool = False
+    # The service of a sign-in that names none: clients of the MCP of 2025-03-26 do not.
+    default_resource: str = ""
     custom_redirects: frozenset[str] = frozenset({"cursor://anysphere.cursor-mcp/oauth/callback"})
 
     @model_validator(mode="after")
@@ -275,6 +277,8 @@ class Settings(BaseSettings):
         identifiers = [resource.resource for resource in self.resources.values()]
         if len(set(identifiers)) != len(identifiers):
             raise ValueError("resources: two services have the same resource")
+        if self.default_resource and self.default_resource not in self.resources:
+            raise ValueError("default_resource: has to be one of the services in resources")
         if self.operators.everyone or self.operators.clients:
             raise ValueError("operators: has to name users, emails or groups")
         lists = [(*allow.users, *allow.groups) for allow in (*self.allow_lists.values(), self.operators)]

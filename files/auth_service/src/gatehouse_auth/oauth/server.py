@@ -152,12 +152,14 @@ class ResourceIndicator:
 
 
 def requested_service(settings: Settings, request: Request) -> str:
-    """The one service that a request names.
+    """The one service that a request names, or the one that the configuration takes where it names none.
 
     Raises:
-        InvalidTargetError: it names none, several, or one that is not known.
+        InvalidTargetError: it names several, or one that is not known, or none and there is no other way.
     """
     asked = request.payload.datalist.get("resource", [])
+    if not asked and settings.default_resource:
+        return settings.default_resource
     if len(asked) != 1:
         raise InvalidTargetError("Name one resource: the URL of the MCP server.")
     service = service_of(settings, asked[0])

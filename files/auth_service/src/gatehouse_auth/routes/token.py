@@ -286,7 +286,8 @@ def _without_family(context: Context, service: str) -> TokenGenerator:
 def _machine(context: Context, transaction: Transaction, asked: OAuthRequest) -> Reply:
     """The client credentials grant. Nothing is kept of it."""
     named = asked.payload.datalist.get("resource", [])
-    service = service_of(context.settings, named[0]) if len(named) == 1 else None
+    default = context.settings.default_resource or None
+    service = service_of(context.settings, named[0]) if len(named) == 1 else None if named else default
     identity = context.machines.identity(transaction.client.client_id) if transaction.client else None
     if service is not None and identity is not None:
         transaction.identity = context.entitled(service, identity)
