@@ -43,6 +43,28 @@ async def test_addresses_that_are_not_public_are_not_connected_to(site: Site, ho
     assert site.asked == []
 
 
+async def test_a_host_that_is_not_allowed_is_not_even_resolved(site: Site) -> None:
+    async def resolver(host: str, port: int) -> list[str]:
+        raise AssertionError(host)
+
+    picky = Fetcher(Policy("docs.test", str(site.port)), resolver)
+    with pytest.raises(FetchError, match=r"site\.test is not among the hosts"):
+        await picky.fetch(site.html("/", "x"))
+
+
+async def test_an_ipv6_address_is_named_in_brackets(site: Site) -> None:
+    async def resolver(host: str, port: int) -> list[str]:
+        assert host == "2001:db8::1"
+        return ["127.0.0.1"]
+
+    site.html("/x", "x")
+    page = await Fetcher(Policy("public", str(site.port)), resolver, loopback_only).fetch(
+        f"http://[2001:DB8::1]:{site.port}/x"
+    )
+    assert site.headers["Host"] == f"[2001:db8::1]:{site.port}"
+    assert str(page.url) == f"http://[2001:db8::1]:{site.port}/x"
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_redirects_are_followed(site: Site, status: int) -> None:
     site.html("/b", "there")
@@ -207,7 +229,7 @@ async def test_a_packed_page_is_unpacked(site: Site) -> None:
 
 
 async def test_a_bomb_does_not_go_off(site: Site) -> None:
-    """A gigabyte of zeros in one megabyte: no more of it than the limit is ever unpacked."""
+    """256 MiB of zeros, packed: no more of them than the limit is ever unpacked."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
     zeros = bytes(1024 * 1024)
     bomb = b"".join(packer.compress(zeros) for _ in range(256)) + packer.flush()

@@ -6,6 +6,8 @@ from typing import Any
 
 import anyio
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sites import ARTICLE
 
 from gatehouse_fetch import FetchError, reading
@@ -80,7 +82,7 @@ def test_a_charset_that_the_page_names_does_not_disturb_the_parser() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    ["<div>" * 100_000 + "x", "<ul><li>" * 120 + "x", "<table><tr><td>" * 80, "<b>x" * 2000, "<p>\ud800</p>", "<a href='http://[bad'>x</a>"],
+    ["<div>" * 100_000 + "x", "<ul><li>" * 120 + "x", "<table><tr><td>" * 80, "<b>x" * 2000, "<p>\ud800</p>", "<a href='http://[bad'>x</a><base href='http://['>"],
     ids=["deep", "lists", "tables", "bold", "surrogate", "link"],
 )  # fmt: skip
 def test_pages_that_are_hard_to_read(body: str) -> None:
@@ -104,15 +106,55 @@ def killed(*_arguments: Any) -> Reading:
     os._exit(1)
 
 
-@pytest.mark.parametrize(("fault", "said"), [(stuck, "too long"), (killed, "too much")])
-async def test_a_worker_that_is_stuck_or_dies_is_replaced(
-    monkeypatch: pytest.MonkeyPatch, fault: Any, said: str
+class UnexpectedError(Exception):
+    """An error that cannot be pickled as it is."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one)
+
+
+def confused(*_arguments: Any) -> Reading:
+    """A page that its parser does not expect."""
+    raise UnexpectedError("tell-no-one", "")
+
+
+@pytest.mark.parametrize(
+    ("fault", "seconds", "said"),
+    [(stuck, 3.0, "too long"), (killed, 60.0, "too much"), (confused, 60.0, "cannot be made")],
+)
+async def test_a_page_that_cannot_be_read_harms_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: Any, seconds: float, said: str
 ) -> None:
     reader = Reader(workers=1)
     with monkeypatch.context() as patch:
         patch.setattr(reading, "read", fault)
-        patch.setattr(reading, "READ_SECONDS", 3.0)
+        patch.setattr(reading, "READ_SECONDS", seconds)
         with pytest.raises(FetchError, match=said):
             await reader.read(b"x", None, URL, html=True, raw=False)
+    assert "tell-no-one" not in caplog.text
     with anyio.fail_after(60):
         assert (await reader.read(b"x", None, URL, html=True, raw=False)).text == "x"
+
+
+TOKENS = [
+    "<p>", "</p>", "<div class=x id='y'>", "</div>", "<a href='//[x'>", "<a href=javascript:x>", "</a>", "<table>", "<tr>",
+    "<td colspan=99999>", "</table>", "<ul>", "<ol start=x>", "<li>", "<pre>", "<code>", "</pre>", "<h1>", "</h9>", "<img src=x>",
+    "<br>", "<hr>", "<b>", "<script>", "</script>", "<!--", "-->", "<![CDATA[", "<?x", "&#0;", "&#xd800;", "&amp", "<", ">", '"',
+    "<title>", "<base href='http://['>", "<meta charset=x>", "<svg>", "<template>", "<frameset>", "text", " ", "\n", "ü\u202e", "*_`[]",
+]  # fmt: skip
+
+
+@settings(max_examples=60)
+@given(st.lists(st.sampled_from(TOKENS), max_size=60).map("".join))
+def test_any_page_can_be_read(body: str) -> None:
+    assert "\x00" not in page(body).text
+    assert page(body, raw=True).text == body
+
+
+@settings(max_examples=60)
+@given(
+    st.binary(max_size=200),
+    st.none() | st.sampled_from(["utf-16", "gb18030", "iso-2022-jp", "x-user-defined", "replacement"]),
+)
+def test_any_bytes_can_be_read(body: bytes, charset: str | None) -> None:
+    page(body, charset)

@@ -47,7 +47,11 @@ class Running:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._process = subprocess.Popen(
-            [sys.executable, *command], env=environment(port, **changes), stdout=subprocess.PIPE, text=True
+            [sys.executable, *command],
+            env=environment(port, **changes),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
@@ -185,6 +189,7 @@ async def test_its_own_ports_are_not_fetched(guarded: Running) -> None:
 async def test_logs_name_hosts_and_outcomes_and_no_more(origin: Site) -> None:
     started = Running(str(Path(__file__).with_name("served.py")), str(origin.port))
     await call(started, url=f"{origin.origin}/letters?tell-no-one=1#tell-no-one")
+    await call(started, url=f"{origin.origin}/empty?tell-no-one=1")
     await call(started, url=f"{origin.origin}/tell-no-one?tell-no-one=1")
     await call(started, url="https://tell-no-one@example.com/")
     said = started.stop()
@@ -193,6 +198,7 @@ async def test_logs_name_hosts_and_outcomes_and_no_more(origin: Site) -> None:
     lines = [json.loads(line) for line in said.splitlines()]
     assert [line["message"] for line in lines] == [
         f"{NAME}:{origin.port}: fetched",
+        f"{NAME}:{origin.port}: The page has no text. A script may write it in the browser; raw shows the page's source.",
         f"{NAME}:{origin.port}: {NAME} answered with status 404.",
         "no host: A URL with a user name or password in it is not fetched.",
     ]

@@ -5,8 +5,10 @@ killed when they take too long.
 """
 
 import asyncio
+import logging
 import re
 import sys
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,7 @@ from anyio import BrokenWorkerProcess, CapacityLimiter, to_process
 
 from gatehouse_fetch import FetchError
 
+LOG = logging.getLogger("gatehouse_fetch")
 READ_SECONDS = 20.0
 WORKERS = 2
 # Less than this may be a remark that was taken for the article.
@@ -64,6 +67,9 @@ class Reader:
             raise FetchError("The page takes too long to make Markdown of; raw shows its source.") from None
         except BrokenWorkerProcess:
             raise FetchError("The page is too much to make Markdown of; raw shows its source.") from None
+        except Exception as error:  # there is no end to what parsers make of pages
+            LOG.warning("a page cannot be read: %s", type(error).__name__)
+            raise FetchError("The page cannot be made Markdown of; raw shows its source.") from None
 
 
 def read(body: bytes, charset: str | None, url: str, html: bool, raw: bool) -> Reading:
@@ -131,12 +137,16 @@ def _whole(tree: Any, url: str) -> str:
 
     for element in tree.xpath(DROPPED):
         element.drop_tree()
-    tree.make_links_absolute(url, handle_failures="ignore")
+    with suppress(ValueError):  # a base that is no URL
+        tree.make_links_absolute(url, handle_failures="ignore")
     body = tree.find("body")
     page = etree.tostring(tree if body is None else body, encoding="unicode", method="html")
+    usual = sys.getrecursionlimit()
     sys.setrecursionlimit(RECURSION)
     try:
         markdown = markdownify(page, heading_style="ATX", strip=["img"])
     except RecursionError:
         markdown = "\n".join(tree.itertext())
+    finally:
+        sys.setrecursionlimit(usual)
     return re.sub(r"\n\s*\n+", "\n\n", markdown).strip()
