@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
+from attack import Attacker  # noqa: E402
 from browserless import Browser, Person  # noqa: E402
 from clients.driver import REDIRECT, McpClient  # noqa: E402
 from clients.names import resolve_below  # noqa: E402
@@ -127,3 +129,23 @@ def echo_token(clients: ClientFactory, gateway: Gateway) -> Iterator[str]:
     with clients.start("python-2") as started:
         started.tools(gateway.echo)
         yield started.credentials(gateway.echo)["access_token"]
+
+
+# For the attacks in `abuse`.
+
+
+@pytest.fixture(scope="module")
+def attacker(gateway: Gateway, trust: ssl.SSLContext, person: Person) -> Attacker:
+    return Attacker(gateway, trust, person)
+
+
+@pytest.fixture(scope="module")
+def client_id(attacker: Attacker) -> str:
+    registered: str = attacker.register()["client_id"]
+    return registered
+
+
+@pytest.fixture(scope="module")
+def tokens(attacker: Attacker, client_id: str) -> dict[str, Any]:
+    """Tokens of the person's, for echo."""
+    return attacker.tokens(client_id)

@@ -91,6 +91,7 @@ def openid(gateway: Gateway, fleet: Fleet, tmp_path_factory: pytest.TempPathFact
                 "oidc": {NAME: {"title": "Example Inc.", "issuer": issuer, "client_id": "gatehouse"}},
             },
             "gatehouse_oidc_client_secrets": {NAME: secret},
+            "gatehouse_client_documents": True,
             "gatehouse_allow": {"groups": ["staff", f"{NAME}:staff"]},
             "gatehouse_mcp_services_group": {
                 "echo": {"tools": {"deny": ["head*"], "groups": {f"{NAME}:chess": ["headers"]}}},
@@ -195,6 +196,34 @@ def test_whoever_lacks_a_tool_neither_sees_nor_calls_it(
         assert denied not in listed
         with pytest.raises(ClientError, match="Unknown tool"):
             client.call(url, denied)
+
+
+INSIDE = [
+    "127.0.0.1",
+    "localhost",
+    "0x7f.1",
+    "2130706433",
+    "[::1]",
+    "[::ffff:127.0.0.1]",
+    "10.0.0.1",
+    "169.254.169.254",
+    "auth.{domain}",
+    "{domain}",
+]
+
+
+# covers: cimd-ssrf
+@pytest.mark.parametrize("host", INSIDE)
+def test_no_client_document_is_fetched_from_inside(gateway: Gateway, openid: OpenID, host: str) -> None:
+    metadata = gateway.http.get(f"{gateway.issuer}/.well-known/oauth-authorization-server").json()
+    assert metadata["client_id_metadata_document_supported"] is True
+    query = {
+        "client_id": f"https://{host.format(domain=gateway.domain)}/client.json",
+        "response_type": "code",
+    }
+    page = gateway.http.get(f"{gateway.issuer}/authorize", params=query)
+    assert page.status_code == 400
+    assert "not known here" in page.text
 
 
 def test_the_secret_is_nowhere_to_be_seen(fleet: Fleet, openid: OpenID) -> None:
