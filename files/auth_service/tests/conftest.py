@@ -23,6 +23,7 @@ import httpx
 import pytest
 from argon2 import PasswordHasher
 from joserfc.jwk import ECKey
+from openid_stand_in import CLIENT_ID, CLIENT_SECRET, OpenIDStandIn
 from redis import Redis
 
 ISSUER = "https://auth.example.test"
@@ -415,6 +416,24 @@ def own_fleet(tmp_path: Path) -> Iterator[Fleet]:
     """A fleet of one's own, to break."""
     with fleet_in(tmp_path) as own:
         yield own
+
+
+@pytest.fixture
+def own_upstream() -> Iterator[OpenIDStandIn]:
+    """An OpenID provider of one's own, to break."""
+    upstream = OpenIDStandIn()
+    yield upstream
+    upstream.close()
+
+
+def start_with_openid(fleet: Fleet, upstream: OpenIDStandIn, **provider: Any) -> Node:
+    """A service at which people sign in through this provider alone."""
+    fleet.credentials["oidc_okta_client_secret"] = CLIENT_SECRET
+    okta = {"issuer": upstream.issuer, "client_id": CLIENT_ID, **provider}
+    allow = {"users": ["ana"], "groups": ["Staff"]}
+    return fleet.start(
+        {"echo": {"resource": ECHO, "allow": allow}}, providers={"oidc": {"okta": okta}}, allow={}
+    )
 
 
 @pytest.fixture

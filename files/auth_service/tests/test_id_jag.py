@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import ECHO, FILES, ISSUER, REDIRECT, Browser, Node, fleet_in
+from conftest import ECHO, FILES, ISSUER, REDIRECT, Browser, Fleet, Node, fleet_in, start_with_openid
 from joserfc import jwt
 from joserfc.jwk import Key, OctKey, RSAKey
 from openid_stand_in import CLIENT_ID, CLIENT_SECRET, Lies, OpenIDStandIn
@@ -176,35 +176,22 @@ def test_the_app_proves_who_it_is_and_is_entitled_to_the_grant(
     assert exchange(browser, "x").json()["error"] == "invalid_grant"
 
 
+MACHINE = {"Authorization": "Basic " + b64encode(b"machine:machine-secret").decode()}
+
+
 # covers: no-fault-consumes
-def test_a_provider_that_is_down_is_not_the_apps_fault(tmp_path_factory: pytest.TempPathFactory) -> None:
-    upstream = OpenIDStandIn()
-    upstream.lies = Lies(status={"keys": 503})
-    with fleet_in(tmp_path_factory.mktemp("down")) as fleet:
-        fleet.credentials["oidc_okta_client_secret"] = CLIENT_SECRET
-        provider = {"issuer": upstream.issuer, "client_id": CLIENT_ID, "assertions": True}
-        fleet.environment["GATEHOUSE_PROVIDERS"] = json.dumps({"oidc": {"okta": provider}})
-        node = fleet.start(resources={"echo": {"resource": ECHO, "allow": {"users": ["ana"]}}})
-        with node.browser() as browser:
-            machine = {"Authorization": "Basic " + b64encode(b"machine:machine-secret").decode()}
-            answer = exchange(browser, signed(upstream, client_id="machine"), machine)
-            assert (answer.status_code, answer.json()["error"]) == (503, "temporarily_unavailable")
-    upstream.close()
+def test_a_provider_that_is_down_is_not_the_apps_fault(own_fleet: Fleet, own_upstream: OpenIDStandIn) -> None:
+    own_upstream.lies = Lies(status={"keys": 503})
+    with start_with_openid(own_fleet, own_upstream, assertions=True).browser() as browser:
+        answer = exchange(browser, signed(own_upstream, client_id="machine"), MACHINE)
+        assert (answer.status_code, answer.json()["error"]) == (503, "temporarily_unavailable")
 
 
 # covers: id-jag
-def test_it_is_off_unless_the_inventory_turns_it_on(tmp_path_factory: pytest.TempPathFactory) -> None:
-    upstream = OpenIDStandIn()
-    with fleet_in(tmp_path_factory.mktemp("off")) as fleet:
-        fleet.credentials["oidc_okta_client_secret"] = CLIENT_SECRET
-        provider = {"issuer": upstream.issuer, "client_id": CLIENT_ID}
-        fleet.environment["GATEHOUSE_PROVIDERS"] = json.dumps({"oidc": {"okta": provider}})
-        node = fleet.start(resources={"echo": {"resource": ECHO, "allow": {"users": ["ana"]}}})
-        with node.browser() as browser:
-            metadata = browser.get("/.well-known/oauth-authorization-server").json()
-            assert GRANT not in metadata["grant_types_supported"]
-            machine = {"Authorization": "Basic " + b64encode(b"machine:machine-secret").decode()}
-            answer = exchange(browser, signed(upstream, client_id="machine"), machine)
-            assert answer.json()["error"] == "invalid_grant"
-            assert upstream.asked == [], "an issuer that is not trusted is not asked for anything"
-    upstream.close()
+def test_it_is_off_unless_the_inventory_turns_it_on(own_fleet: Fleet, own_upstream: OpenIDStandIn) -> None:
+    with start_with_openid(own_fleet, own_upstream).browser() as browser:
+        metadata = browser.get("/.well-known/oauth-authorization-server").json()
+        assert GRANT not in metadata["grant_types_supported"]
+        answer = exchange(browser, signed(own_upstream, client_id="machine"), MACHINE)
+        assert answer.json()["error"] == "invalid_grant"
+        assert own_upstream.asked == [], "an issuer that is not trusted is not asked for anything"

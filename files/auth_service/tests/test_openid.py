@@ -8,7 +8,18 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
-from conftest import ECHO, FILES, ISSUER, Browser, Node, answer_of, fleet_in, tokens_of
+from conftest import (
+    ECHO,
+    FILES,
+    ISSUER,
+    Browser,
+    Fleet,
+    Node,
+    answer_of,
+    fleet_in,
+    start_with_openid,
+    tokens_of,
+)
 from joserfc.jwk import ECKey, OctKey, RSAKey
 from openid_stand_in import CLIENT_ID, CLIENT_SECRET, Lies, OpenIDStandIn
 
@@ -274,43 +285,33 @@ def test_keys_change_without_a_word(person: Browser, upstream: OpenIDStandIn) ->
     ],
     ids=str,
 )
-def test_a_description_that_is_wrong_is_not_used(discovery: dict[str, Any], tmp_path_factory: Any) -> None:
-    upstream = OpenIDStandIn()
-    upstream.person, upstream.lies = dict(ANA), Lies(discovery=discovery)
-    with fleet_in(tmp_path_factory.mktemp("wrong")) as fleet:
-        fleet.credentials["oidc_okta_client_secret"] = CLIENT_SECRET
-        providers = {"oidc": {"okta": {"issuer": upstream.issuer, "client_id": CLIENT_ID}}}
-        fleet.environment["GATEHOUSE_PROVIDERS"] = json.dumps(providers)
-        node = fleet.start(resources={"echo": {"resource": ECHO, "allow": {"groups": ["Staff"]}}})
-        with node.browser() as browser:
-            client_id = browser.register()["client_id"]
-            consented = browser.consent(browser.authorize(client_id), "okta")
-            answer = answer_of(browser.get(consented.headers["location"]))
-            assert answer["error"] == "temporarily_unavailable"
-            asked = len(upstream.asked)
-            consented = browser.consent(browser.authorize(client_id), "okta")
-            assert answer_of(browser.get(consented.headers["location"]))["error"] == "temporarily_unavailable"
-            assert len(upstream.asked) == asked, "it is not asked again at once"
-    upstream.close()
+def test_a_description_that_is_wrong_is_not_used(
+    own_fleet: Fleet, own_upstream: OpenIDStandIn, discovery: dict[str, Any]
+) -> None:
+    own_upstream.person, own_upstream.lies = dict(ANA), Lies(discovery=discovery)
+    with start_with_openid(own_fleet, own_upstream).browser() as browser:
+        client_id = browser.register()["client_id"]
+        consented = browser.consent(browser.authorize(client_id), "okta")
+        answer = answer_of(browser.get(consented.headers["location"]))
+        assert answer["error"] == "temporarily_unavailable"
+        asked = len(own_upstream.asked)
+        consented = browser.consent(browser.authorize(client_id), "okta")
+        assert answer_of(browser.get(consented.headers["location"]))["error"] == "temporarily_unavailable"
+        assert len(own_upstream.asked) == asked, "it is not asked again at once"
 
 
-def test_the_secret_goes_into_the_form_where_the_provider_wants_it_there(tmp_path_factory: Any) -> None:
-    upstream = OpenIDStandIn()
-    upstream.person = dict(ANA)
-    upstream.lies = Lies(discovery={"token_endpoint_auth_methods_supported": ["client_secret_post"]})
-    with fleet_in(tmp_path_factory.mktemp("post")) as fleet:
-        fleet.credentials["oidc_okta_client_secret"] = CLIENT_SECRET
-        providers = {"oidc": {"okta": {"issuer": upstream.issuer, "client_id": CLIENT_ID}}}
-        fleet.environment["GATEHOUSE_PROVIDERS"] = json.dumps(providers)
-        node = fleet.start(resources={"echo": {"resource": ECHO, "allow": {"groups": ["Staff"]}}})
-        with node.browser() as browser:
-            client_id = browser.register()["client_id"]
-            assert "code" in answer_of(come_back(browser, client_id)), (
-                "a name without a prefix is the only provider's"
-            )
-            upstream.lies.slow = {"token": 12}
-            answer = answer_of(come_back(browser, client_id))
-            assert answer["error"] == "temporarily_unavailable"
-            secret = [CLIENT_SECRET, "oidc+client"]
-            assert not any(text in node.log.read_text() for text in secret)
-    upstream.close()
+def test_the_secret_goes_into_the_form_where_the_provider_wants_it_there(
+    own_fleet: Fleet, own_upstream: OpenIDStandIn
+) -> None:
+    own_upstream.person = dict(ANA)
+    own_upstream.lies = Lies(discovery={"token_endpoint_auth_methods_supported": ["client_secret_post"]})
+    node = start_with_openid(own_fleet, own_upstream)
+    with node.browser() as browser:
+        client_id = browser.register()["client_id"]
+        answer = answer_of(come_back(browser, client_id))
+        assert "code" in answer, "a name without a prefix is the only provider's"
+        own_upstream.lies.slow = {"token": 12}
+        answer = answer_of(come_back(browser, client_id))
+        assert answer["error"] == "temporarily_unavailable"
+        secret = [CLIENT_SECRET, "oidc+client"]
+        assert not any(text in node.log.read_text() for text in secret)
