@@ -116,5 +116,4 @@ def test_a_refresh_token_is_good_for_its_client_and_service_alone(
         == "invalid_target"
     )
     assert attacker.refresh(client_id, stolen, scope="mcp root").json()["error"] == "invalid_scope"
-    assert attacker.refresh(client_id, stolen[:-1] + "A").status_code == 400
     assert attacker.opens(tokens["access_token"]), "and the person has noticed nothing"
