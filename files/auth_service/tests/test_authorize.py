@@ -262,3 +262,40 @@ def test_a_sign_in_that_names_no_service_gets_the_one_that_is_configured(fleet: 
         assert other.check(tokens.access, "files").status_code == 401
         named = browser.tokens(client_id, resource=FILES, scope=None)
         assert other.check(named.access, "files").status_code == 200
+
+
+# covers: oauth-errors
+@pytest.mark.parametrize(
+    "name",
+    [
+        "response_type", "redirect_uri", "scope", "state", "resource", "code_challenge",
+        "code_challenge_method", "prompt", "response_mode", "nonce", "request", "request_uri",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("text", ['a"b', "a\\b", "https:\\\\x\\", "'", "%", "{}", "~" * 3000])
+def test_no_text_is_a_fault_of_ours(browser: Browser, client_id: str, name: str, text: str) -> None:
+    answer = browser.authorize(client_id, **{name: text})
+    assert answer.status_code in (302, 303, 400)
+
+
+# covers: oauth-errors
+@pytest.mark.parametrize("path", ["/token", "/revoke", "/introspect", "/device_authorization"])
+@pytest.mark.parametrize("text", ['a"b', "a\\b", "'", "%", "{}", "~" * 3000])
+def test_no_text_is_a_fault_of_ours_in_a_form(browser: Browser, client_id: str, path: str, text: str) -> None:
+    names = (
+        "grant_type", "client_id", "client_secret", "code", "redirect_uri", "code_verifier", "refresh_token",
+        "scope", "resource", "token", "token_type_hint", "device_code", "assertion", "client_assertion",
+        "client_assertion_type",
+    )  # fmt: skip
+    grants = (
+        "authorization_code",
+        "refresh_token",
+        "client_credentials",
+        "urn:ietf:params:oauth:grant-type:device_code",
+        "urn:ietf:params:oauth:grant-type:jwt-bearer",
+    )
+    for name in names:
+        for grant in grants if path == "/token" else grants[:1]:
+            form = {"grant_type": grant, "client_id": client_id, name: text}
+            answer = browser.post(path, data=form)
+            assert answer.status_code in (200, 400, 401), (name, grant)

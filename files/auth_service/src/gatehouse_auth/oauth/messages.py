@@ -17,6 +17,8 @@ from authlib.oauth2.rfc6749 import (
 )
 from authlib.oauth2.rfc7523 import JWTBearerClientAssertion
 
+from gatehouse_auth import redirects
+
 # RFC 6749 appendix A: every parameter of ours is of printable ASCII; grant and response types, of fewer.
 PRINTABLE = re.compile(r"[\x20-\x7e]*\Z")
 TYPE = re.compile(r"[A-Za-z0-9:._/ -]{1,200}\Z")
@@ -85,6 +87,9 @@ class Parameters(OAuth2Payload):
                 raise InvalidRequestError("A parameter is given twice.")
             if name != "client_name" and not all(PRINTABLE.match(value) for value in values):
                 raise InvalidRequestError("A parameter has characters that are not allowed.")
+        # Authlib quotes it in an error, whose text has a grammar of its own (RFC 6749 section 5.2).
+        if not all(redirects.URI.match(uri) for uri in self._lists.get("redirect_uri", ())):
+            raise InvalidRequestError("The parameter redirect_uri is malformed.")
         for name in ("grant_type", "response_type"):
             if name in self._lists and not TYPE.match(self._lists[name][0]):
                 raise InvalidRequestError(f"The parameter {name} is malformed.")
