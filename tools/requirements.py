@@ -1,4 +1,4 @@
-"""Make docs/requirements.md from docs/requirements.yml and the tests; `--check` only says what is wrong.
+"""Make docs/requirements.md from docs/required.yml and the tests; `--check` only says what is wrong.
 
 A test says what it covers by a comment above it: `# covers: <id>, <id>`. Every requirement has a test, or says what is open.
 """
@@ -14,11 +14,11 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parent.parent
-SOURCE, TARGET = ROOT / "docs" / "requirements.yml", ROOT / "docs" / "requirements.md"
+SOURCE, TARGET = ROOT / "docs" / "required.yml", ROOT / "docs" / "requirements.md"
 COVERS = re.compile(r"^# covers: (.+)\n(?:[^\n]+\n)*?(?:async )?def (test_\w+)\(", re.MULTILINE)
 HEAD = """# What is required, and the tests for it
 
-Made by `tools/requirements.py` from `docs/requirements.yml` and the tests themselves.
+Made by `tools/requirements.py` from `docs/required.yml` and the tests themselves.
 """
 
 

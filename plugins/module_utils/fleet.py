@@ -555,8 +555,8 @@ class Inspector:
                             f"gatehouse_mcp_services.{name}.{key}: differs between hosts; give it once for all"
                         )
         self.check_hostnames(fleet)
-        for host, given in self.hosts.items():
-            default = given.get("gatehouse_default_resource")
+        for host, variables in self.hosts.items():
+            default = variables.get("gatehouse_default_resource")
             if default and default not in fleet.services:
                 self.problem(
                     f"gatehouse_default_resource: {default} is not one of the services; name one of"
