@@ -135,7 +135,8 @@ class Node:
 
     def records(self, event: str) -> list[dict[str, Any]]:
         time.sleep(0.1)
-        lines = [json.loads(line) for line in self.log.read_text().splitlines()]
+        whole, _, _ = self.log.read_text().rpartition("\n")  # the last line may be half written
+        lines = [json.loads(line) for line in whole.splitlines()]
         return [line for line in lines if line["event"] == event]
 
     def reload(self, resources: str) -> None:
