@@ -158,6 +158,19 @@ def test_what_it_can_be_used_for(
     assert exchange(browser, signed(upstream, **changes), BASIC, **form).json()["error"] == error
 
 
+@pytest.mark.parametrize(
+    ("resource", "status"),
+    [([ECHO], 200), ([FILES, ECHO], 200), ([FILES], 400), ([], 400), ({}, 400), (7, 400), ([7], 400)],
+    ids=str,
+)
+def test_a_list_of_services_holds_as_well(
+    browser: Browser, upstream: OpenIDStandIn, resource: Any, status: int
+) -> None:
+    answer = exchange(browser, signed(upstream, resource=resource), BASIC, resource=ECHO)
+    assert answer.status_code == status
+    assert answer.json().get("error") == (None if status == 200 else "invalid_grant")
+
+
 def test_the_app_proves_who_it_is_and_is_entitled_to_the_grant(
     browser: Browser, upstream: OpenIDStandIn
 ) -> None:

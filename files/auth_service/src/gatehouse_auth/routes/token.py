@@ -156,7 +156,9 @@ async def _asked(request: Request, context: Context) -> tuple[OAuthRequest | Non
         try:
             await context.clients.prove(client, asked)
         except OAuth2Error as error:
-            context.log.event("client", outcome="deny", client=client_id, reason=error.description)
+            context.log.event(
+                "client", outcome="deny", client=(client_id or "")[:100], reason=error.description
+            )
             return None, None, Transaction(context.settings, client).handle_error_response(asked, error)
     return asked, client, Reply(500, {})
 
@@ -256,6 +258,16 @@ async def _vouched(context: Context, transaction: Transaction, asked: OAuthReque
     transaction.service, transaction.vouching = service, await provider.assertion_key(assertion)
 
     def vouched(claims: dict[str, Any]) -> Identity | None:
+        # The provider may have vouched for other services alone; the claim is a text or a list of them.
+        allowed = claims.get("resource", [])
+        allowed = [allowed] if isinstance(allowed, str) else allowed
+        if "resource" in claims and not (
+            isinstance(allowed, list)
+            and any(
+                isinstance(name, str) and service_of(context.settings, name) == service for name in allowed
+            )
+        ):
+            return None
         try:
             transaction.identity = context.entitled(service, provider.identity(claims))
         except ProviderUnavailable:
