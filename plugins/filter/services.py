@@ -19,6 +19,19 @@ PACKAGES = os.path.join(
 # What our own services have in common.
 SHARED = os.path.join(os.path.dirname(PACKAGES), "service", "src", "gatehouse_service")
 
+# Where an auth service answers: the first address for what people and clients ask, the others for Traefik's checks.
+AUTH_ADDRESSES = tuple(f"127.0.0.{number}" for number in range(1, 34))
+
+
+def auth_listen(port: int | str) -> str:
+    """All addresses of an auth service, as its `GATEHOUSE_LISTEN` takes them."""
+    return ",".join(f"{address}:{port}" for address in AUTH_ADDRESSES)
+
+
+def check_urls(port: int | str) -> list[str]:
+    """The addresses of an auth service for checks."""
+    return [f"http://{address}:{port}" for address in AUTH_ADDRESSES[1:]]
+
 
 def service_secrets(*layers: Mapping[str, Any] | None) -> dict[str, dict[str, str]]:
     """The secrets of each service, by service and name."""
@@ -321,8 +334,10 @@ class FilterModule:
         """The filters by name."""
         return {
             "auth_clients": auth_clients,
+            "auth_listen": auth_listen,
             "auth_resources": auth_resources,
             "backend_address": backend_address,
+            "check_urls": check_urls,
             "debian_packages": debian_packages,
             "client_secrets": client_secrets,
             "edge_services": edge_services,

@@ -3,7 +3,7 @@
     make bench-front
 
 Both ways in one run, over TLS, rounds alternating, medians; wrk, Traefik, the service and the auth service share the machine. The
-middlewares are those of `roles/traefik` that matter for it. Also counts the sockets in TIME-WAIT before and after: a connection for
+routes are those that `roles/traefik` writes. Also counts the sockets in TIME-WAIT before and after: a connection for
 each check would leave one behind each time. Prints a table for docs/measurements.md; ends by itself.
 """
 
@@ -20,17 +20,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-AUTH = Path(__file__).parents[2] / "files" / "auth_service"
+ROOT = Path(__file__).parents[2]
+AUTH = ROOT / "files" / "auth_service"
+ROLE = ROOT / "roles" / "traefik"
 sys.path[:0] = [str(AUTH / "tests"), str(AUTH / "src"), str(AUTH.parent / "service" / "src")]
 
 import httpx  # noqa: E402
+import jinja2  # noqa: E402
 from check import BARE, Load, parse_wrk  # noqa: E402
-from conftest import end, fleet_in, free_port, wait_for  # noqa: E402
+from conftest import Node, end, fleet_in, free_port, wait_for  # noqa: E402
 from test_check import forge, signing_key  # noqa: E402
 
+# As plugins/filter/services.py has them.
+ADDRESSES = [f"127.0.0.{number}" for number in range(1, 34)]
+HOSTS = {"without": "without.bench", "with": "with.bench"}
 
-def wrk(url: str, seconds: int, connections: int, token: str) -> Load:
-    """Ask one URL as fast as it answers.
+
+def wrk(port: int, way: str, seconds: int, connections: int, token: str) -> Load:
+    """Ask one way as fast as it answers.
 
     Raises:
         SystemExit: An answer was not 2xx, or none came.
@@ -43,8 +50,11 @@ def wrk(url: str, seconds: int, connections: int, token: str) -> Load:
         "--latency",
         "-H",
         f"Authorization: Bearer {token}",
+        "-H",
+        f"Host: {HOSTS[way]}",
     ]
-    return parse_wrk(url, subprocess.run([*command, url], capture_output=True, text=True, check=True).stdout)
+    url = f"https://127.0.0.1:{port}/mcp"
+    return parse_wrk(way, subprocess.run([*command, url], capture_output=True, text=True, check=True).stdout)
 
 
 def time_wait() -> int:
@@ -58,10 +68,12 @@ def time_wait() -> int:
     return len(listed.stdout.splitlines())
 
 
-def ready(url: str) -> bool:
+def ready(port: int, way: str, token: str) -> bool:
     """Whether Traefik knows its routes, and the service answers."""
+    headers = {"Host": HOSTS[way], "Authorization": f"Bearer {token}"}
+    url = f"https://127.0.0.1:{port}/mcp"
     try:
-        return httpx.get(url, timeout=1, trust_env=False, verify=False).is_success  # noqa: S501 - loopback
+        return httpx.get(url, headers=headers, timeout=1, trust_env=False, verify=False).is_success  # noqa: S501 - loopback
     except httpx.TransportError:
         return False
 
@@ -71,43 +83,57 @@ class Way:
     """One way through Traefik."""
 
     name: str
-    url: str
     rates: list[float] = field(default_factory=list)
     p50s: list[float] = field(default_factory=list)
     p99s: list[float] = field(default_factory=list)
 
 
-def configuration(folder: Path, port: int, service: int, check: str) -> Path:
-    """Traefik's static configuration; the dynamic one stands beside it."""
-    router = {"entryPoints": ["web"], "service": "mcp", "tls": {}}
-    dynamic = {
-        "http": {
-            "routers": {
-                "without": {**router, "rule": "PathPrefix(`/without`)", "middlewares": ["no-token"]},
-                "with": {**router, "rule": "PathPrefix(`/with`) && !PathPrefix(`/without`)", "middlewares": ["check", "no-token"]},
-            },
-            "middlewares": {
-                "no-token": {"headers": {"customRequestHeaders": {"Authorization": ""}}},
-                "check": {
-                    "forwardAuth": {
-                        "address": check,
-                        "trustForwardHeader": False,
-                        "maxResponseBodySize": 65536,
-                        "authRequestHeaders": ["Authorization", "Origin", "X-Request-Id"],
-                        "authResponseHeadersRegex": "^X-Gatehouse-",
-                    }
-                },
-            },
-            "services": {"mcp": {"loadBalancer": {"servers": [{"url": f"http://127.0.0.1:{service}"}]}}},
-        }
-    }  # fmt: skip
-    (folder / "dynamic.yml").write_text(json.dumps(dynamic))
+def configuration(folder: Path, port: int, service: int, auth: Node) -> Path:
+    """Traefik's static configuration; the dynamic one is what `roles/traefik` writes, and beside it a way round the check."""
+    templates = jinja2.Environment(  # noqa: S701 - YAML, not HTML
+        loader=jinja2.FileSystemLoader(ROLE / "templates"), undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    templates.filters["to_json"] = json.dumps
+    servers = [f"http://127.0.0.1:{service}"]
+    dynamic = templates.get_template("dynamic.yml.j2").render(
+        traefik_auth={"host": "auth.bench", "url": auth.base, "checks": [f"http://{address}:{auth.port}" for address in ADDRESSES[1:]]},
+        traefik_services={"echo": {"host": HOSTS["with"], "servers": servers, "origins": [], "health_path": ""}},
+        traefik_generation="bench", traefik_identity_headers=["X-Gatehouse-User"], traefik_tls="acme",
+    )  # fmt: skip
+    (folder / "dynamic").mkdir()
+    # Without its certificates Traefik takes one of its own.
+    (folder / "dynamic" / "gatehouse.yml").write_text(dynamic.partition("\ntls:")[0])
+    round_it = {
+        "routers": {
+            "without": {
+                "rule": f"Host(`{HOSTS['without']}`) && (Path(`/mcp`) || PathPrefix(`/mcp/`))",
+                "middlewares": ["cors.echo", "no-token", "whole-request"],
+                "service": "without",
+            }
+        },
+        "services": {
+            "without": {
+                "loadBalancer": {
+                    "servers": [{"url": url} for url in servers],
+                    "responseForwarding": {"flushInterval": "-1ms"},
+                }
+            }
+        },
+    }
+    (folder / "dynamic" / "without.yml").write_text(json.dumps({"http": round_it}))
     static = folder / "traefik.yml"
     static.write_text(
         json.dumps(
             {
-                "entryPoints": {"web": {"address": f"127.0.0.1:{port}"}},
-                "providers": {"file": {"filename": str(folder / "dynamic.yml")}},
+                "entryPoints": {
+                    "websecure": {
+                        "address": f"127.0.0.1:{port}",
+                        "asDefault": True,
+                        "http": {"tls": {}, "middlewares": ["no-identity@file", "secure@file"]},
+                    },
+                    "traefik": {"address": f"127.0.0.1:{free_port()}"},
+                },
+                "providers": {"file": {"directory": str(folder / "dynamic")}},
                 "log": {"level": "ERROR"},
             }
         )
@@ -138,26 +164,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, fleet_in(Path(name)) as fleet:
         folder = Path(name)
         (folder / "bare.py").write_text(BARE)
-        auth, token = fleet.start(), forge(signing_key(fleet), jti="bench")
+        listen = free_port()
+        auth = fleet.start(port=listen, listen=",".join(f"{address}:{listen}" for address in ADDRESSES))
+        token = forge(signing_key(fleet), jti="bench")
         service, port = free_port(), free_port()
         uvicorn = [sys.executable, "-m", "uvicorn", "bare:app", "--port", str(service), "--loop", "uvloop"]
         uvicorn += ["--no-access-log", "--log-level", "error"]
-        static = configuration(folder, port, service, f"{auth.base}/internal/check/echo")
+        static = configuration(folder, port, service, auth)
         with (
             running(*uvicorn, folder=folder),
             running(str(options.traefik.absolute()), f"--configFile={static}", folder=folder),
         ):
-            ways = [
-                Way("without", f"https://127.0.0.1:{port}/without"),
-                Way("with", f"https://127.0.0.1:{port}/with"),
-            ]
-            wait_for(lambda: ready(ways[0].url), 20)
+            ways = [Way(name) for name in HOSTS]
             for way in ways:
-                wrk(way.url, 1, options.connections, token)
+                wait_for(lambda name=way.name: ready(port, name, token), 20)
+                wrk(port, way.name, 1, options.connections, token)
             waiting = time_wait()
             for _ in range(options.rounds):
                 for way in ways:
-                    load = wrk(way.url, options.seconds, options.connections, token)
+                    load = wrk(port, way.name, options.seconds, options.connections, token)
                     way.rates.append(load.rate)
                     way.p50s.append(load.p50)
                     way.p99s.append(load.p99)

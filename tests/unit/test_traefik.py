@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ import jinja2
 import pytest
 import yaml
 from ansible_collections.gatehouse.mcp.plugins.action.traefik_binary import identify
+from ansible_collections.gatehouse.mcp.plugins.filter.services import check_urls
 from ansible_collections.gatehouse.mcp.plugins.module_utils.environments import BuildError
 
 ROLE = Path(__file__).parents[2] / "roles" / "traefik"
@@ -51,7 +53,11 @@ def render(template: str, **variables: Any) -> str:
         "traefik_local": VARS["traefik_local"],
         "traefik_generation": "0123456789abcdef",
         "traefik_identity_headers": IDENTITY,
-        "traefik_auth": {"host": "auth.example.com", "url": "http://127.0.0.1:18000"},
+        "traefik_auth": {
+            "host": "auth.example.com",
+            "url": "http://127.0.0.1:18000",
+            "checks": check_urls(18000),
+        },
         "traefik_services": SERVICES,
         "traefik_acme_email": "ops@example.com",
         "traefik_acme_server": "https://ca.example.com/dir",
@@ -67,15 +73,41 @@ def http() -> Any:
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_no_request_reaches_a_service_unchecked_or_with_its_token(http: Any, name: str) -> None:
-    routers = [router for router in http["routers"].values() if router["service"] == f"mcp.{name}"]
-    assert len(routers) == 1
-    chain = routers[0]["middlewares"]
-    assert chain == [f"cors.{name}", f"check.{name}", "no-token", "whole-request"]
-    check = http["middlewares"][f"check.{name}"]["forwardAuth"]
-    assert check["address"] == f"http://127.0.0.1:18000/internal/check/{name}"
-    assert check["trustForwardHeader"] is False and check["maxResponseBodySize"] > 0
-    assert check["authResponseHeadersRegex"] == "^X-Gatehouse-" and "authResponseHeaders" not in check
+    """Whatever leads to the service's servers, from whichever router, goes through a check of its own first."""
+    servers = [{"url": url} for url in SERVICES[name]["servers"]]
+    services = http["services"]
+    assert [router["service"] for router in http["routers"].values()].count(f"mcp.{name}") == 1
+
+    def ways(service: str, chain: list[str]) -> Iterator[list[str]]:
+        known = services.get(service, {})
+        chain = chain + known.get("middlewares", [])
+        if known.get("loadBalancer", {}).get("servers") == servers:
+            yield chain
+        for part in known.get("weighted", {}).get("services", []):
+            yield from ways(part["name"], chain)
+
+    found = [
+        chain
+        for router in http["routers"].values()
+        for chain in ways(router["service"], router.get("middlewares", []))
+    ]
+    assert len(found) == 32
+    addresses = []
+    for cors, check, *others in found:
+        assert cors == f"cors.{name}" and others == ["no-token", "whole-request"]
+        forward = http["middlewares"][check]["forwardAuth"]
+        addresses.append(forward["address"])
+        assert forward["trustForwardHeader"] is False and forward["maxResponseBodySize"] > 0
+        assert forward["authResponseHeadersRegex"] == "^X-Gatehouse-" and "authResponseHeaders" not in forward
+    assert addresses == [f"{url}/internal/check/{name}" for url in check_urls(18000)]
     assert http["middlewares"]["no-token"]["headers"]["customRequestHeaders"] == {"Authorization": ""}
+
+
+@pytest.mark.parametrize(("services", "ways"), [(20, 32), (100, 6), (1000, 1)])
+def test_many_services_share_what_traefik_reads_in_a_moment(services: int, ways: int) -> None:
+    many = {f"s{number}": SERVICES["secure"] for number in range(services)}
+    http = yaml.safe_load(render("dynamic.yml.j2", traefik_services=many))["http"]
+    assert len([name for name in http["middlewares"] if name.startswith("check.")]) == services * ways
 
 
 def test_every_router_strips_identity(http: Any) -> None:
@@ -115,9 +147,15 @@ def test_no_two_things_have_one_name() -> None:
 
 
 def test_several_servers_are_watched(http: Any) -> None:
-    balancer = http["services"]["mcp.echo-metadata"]["loadBalancer"]
+    """By one balancer: each asks for itself."""
+    watching = {
+        name: service["loadBalancer"]
+        for name, service in http["services"].items()
+        if "healthCheck" in service.get("loadBalancer", {})
+    }
+    assert list(watching) == ["servers.echo-metadata"]
+    balancer = watching["servers.echo-metadata"]
     assert len(balancer["servers"]) == 2 and balancer["healthCheck"]["path"] == "/health"
-    assert "healthCheck" not in http["services"]["mcp.echo"]["loadBalancer"]
 
 
 def test_streams_are_not_cut() -> None:

@@ -290,12 +290,14 @@ class Fleet:
     environment: dict[str, str] = field(default_factory=dict)
     credentials: dict[str, str] = field(default_factory=dict)
 
-    def start(self, resources: dict[str, Any] = RESOURCES, **environment: Any) -> Node:
+    def start(
+        self, resources: dict[str, Any] = RESOURCES, *, port: int | None = None, **environment: Any
+    ) -> Node:
         credentials = self.folder / f"credentials-{secrets.token_hex(4)}"
         credentials.mkdir()
         for name, value in self.credentials.items():
             (credentials / name).write_text(value)
-        port = free_port()
+        port = port or free_port()
         overrides = {
             f"GATEHOUSE_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
             for name, value in environment.items()
