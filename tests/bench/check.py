@@ -143,11 +143,13 @@ def cold(fleet: Fleet, base: str, count: int, folder: Path) -> float:
 
 
 @contextmanager
-def serving(command: list[str], environment: dict[str, str], url: str, folder: Path) -> Iterator[None]:
+def serving(
+    command: list[str], environment: dict[str, str], url: str, folder: Path, core: str = SERVER_CORE
+) -> Iterator[None]:
     """A server process on its core, until the block ends."""
     with (folder / f"{secrets.token_hex(4)}.log").open("w") as log:
         process = subprocess.Popen(
-            ["taskset", "-c", SERVER_CORE, *command],
+            ["taskset", "-c", core, *command],
             env={"PATH": os.environ["PATH"], **environment},
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -155,7 +157,7 @@ def serving(command: list[str], environment: dict[str, str], url: str, folder: P
             cwd=folder,
         )
         try:
-            wait_for(lambda: answers(url), 20)
+            wait_for(lambda: answers(url), 60)
             yield
         finally:
             end(process)

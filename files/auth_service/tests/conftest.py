@@ -291,7 +291,12 @@ class Fleet:
     credentials: dict[str, str] = field(default_factory=dict)
 
     def start(
-        self, resources: dict[str, Any] = RESOURCES, *, port: int | None = None, **environment: Any
+        self,
+        resources: dict[str, Any] = RESOURCES,
+        *,
+        port: int | None = None,
+        program: tuple[str, ...] = ("-m", "gatehouse_auth"),
+        **environment: Any,
     ) -> Node:
         credentials = self.folder / f"credentials-{secrets.token_hex(4)}"
         credentials.mkdir()
@@ -306,7 +311,7 @@ class Fleet:
         protected = self.folder / f"{port}.json"
         protected.write_text(json.dumps(resources))
         process = subprocess.Popen(
-            [sys.executable, "-m", "gatehouse_auth"],
+            [sys.executable, *program],
             env={
                 "PATH": os.environ["PATH"],
                 "PYTHONPATH": os.pathsep.join(sys.path),
