@@ -96,8 +96,8 @@ class ClientFactory:
     ca_file: Path
     trust: ssl.SSLContext
 
-    def start(self, kind: str, *, agree: bool = True) -> McpClient:
-        def authorize(url: str) -> str:
+    def start(self, kind: str) -> McpClient:
+        def authorize(url: str, agree: bool) -> str:
             (target,) = parse_qs(urlsplit(url).query)["redirect_uri"]
             with Browser(self.person, self.trust) as browser:
                 return browser.authorize(url, target, agree=agree)
@@ -113,7 +113,7 @@ def clients(person: Person, ca_file: Path, trust: ssl.SSLContext, gateway: Gatew
 
 @pytest.fixture(scope="module", params=KINDS)
 def client(request: pytest.FixtureRequest, clients: ClientFactory) -> Iterator[McpClient]:
-    """Each of the clients in turn, signed in to both services by the first test that asks them something."""
+    """Each of the clients in turn, signed in to both services by the first tests that ask them something."""
     with clients.start(request.param) as started:
         yield started
 

@@ -106,14 +106,20 @@ class McpClient:
         cache: folder for environments that are made once.
         domain: the gateway's; names below it that do not resolve are taken for the gateway.
         ca_file: the CA that it trusts.
-        authorize: what the person's browser does with an authorization URL; returns where it ended up.
+        authorize: what the person's browser does with an authorization URL, agreeing or not; returns where it
+            ended up.
+
+    Attributes:
+        agrees: what the person says when asked.
+        sign_ins: how often the person was asked.
     """
 
     def __init__(
-        self, kind: str, cache: Path, domain: str, ca_file: Path, authorize: Callable[[str], str]
+        self, kind: str, cache: Path, domain: str, ca_file: Path, authorize: Callable[[str, bool], str]
     ) -> None:
         self.kind = kind
         self.name = f"Gatehouse test, {kind}"
+        self.agrees = True
         self.sign_ins = 0
         self.codes: list[str] = []
         self._authorize = authorize
@@ -181,7 +187,7 @@ class McpClient:
         answer = self._answer()
         if "authorize" in answer:
             try:
-                callback = self._authorize(answer["authorize"])
+                callback = self._authorize(answer["authorize"], self.agrees)
             except Exception:
                 self._process.kill()  # it waits for an answer that does not come
                 raise

@@ -58,18 +58,17 @@ async def _main(kind: type[Connection]) -> None:
     async with contextlib.AsyncExitStack() as stack:
         while (order := await hear())["do"] != "close":
             url = order["url"]
-            if url not in connections:
-                connection = kind(url, setting)
-                await connection.open(stack, None)
-                connections[url] = connection
             try:
-                if order["do"] == "connect":
-                    await connections[url].open(stack, order["mode"])
-                    say({"result": None})
-                else:
-                    say({"result": await connections[url].obey(order)})
+                if url not in connections or order["do"] == "connect":
+                    connection = connections.get(url) or kind(url, setting)
+                    # A sign-in that fails takes the SDK's task group with it, and that one alone.
+                    async with contextlib.AsyncExitStack() as opening:
+                        await connection.open(opening, order.get("mode"))
+                        stack.push_async_exit(opening.pop_all())
+                    connections[url] = connection
+                say({"result": None if order["do"] == "connect" else await connections[url].obey(order)})
             except Exception as error:
-                say({"error": f"{type(error).__name__}: {error}"})
+                say({"error": "; ".join(_causes(error))})
 
 
 def _causes(error: Exception) -> list[str]:
@@ -82,7 +81,4 @@ def _causes(error: Exception) -> list[str]:
 def serve(kind: type[Connection]) -> None:
     """Obey the driver until it goes."""
     logging.disable()
-    try:
-        anyio.run(_main, kind)
-    except Exception as error:  # the sign-in failed, and with it the SDK's task group and this task
-        say({"error": "; ".join(_causes(error))})
+    anyio.run(_main, kind)
