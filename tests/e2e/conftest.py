@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -17,14 +18,14 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 from attack import Attacker  # noqa: E402
 from browserless import Browser, Person  # noqa: E402
-from clients.driver import REDIRECT, McpClient  # noqa: E402
+from clients.driver import JAVASCRIPT, PYTHON, McpClient  # noqa: E402
 from clients.names import resolve_below  # noqa: E402
 from fleet import Fleet  # noqa: E402
 from gateway import Gateway  # noqa: E402
 from pages import axe, chromium, looks, redirect_uri, sign_in  # noqa: E402, F401 - fixtures
 
 CACHE = ROOT / ".cache" / "e2e"
-KINDS = ("python-2", "python-1", "typescript")
+KINDS = (*PYTHON, *JAVASCRIPT)
 OPTIONS = {
     "--gateway-domain": "domain of the gateway, example.com",
     "--ca-file": "CA certificate that the clients trust, in PEM",
@@ -95,10 +96,11 @@ class ClientFactory:
     ca_file: Path
     trust: ssl.SSLContext
 
-    def start(self, kind: str, *, agree: bool = True) -> McpClient:
-        def authorize(url: str) -> str:
+    def start(self, kind: str) -> McpClient:
+        def authorize(url: str, agree: bool) -> str:
+            (target,) = parse_qs(urlsplit(url).query)["redirect_uri"]
             with Browser(self.person, self.trust) as browser:
-                return browser.authorize(url, REDIRECT, agree=agree)
+                return browser.authorize(url, target, agree=agree)
 
         return McpClient(kind, CACHE, self.domain, self.ca_file, authorize)
 
@@ -111,7 +113,7 @@ def clients(person: Person, ca_file: Path, trust: ssl.SSLContext, gateway: Gatew
 
 @pytest.fixture(scope="module", params=KINDS)
 def client(request: pytest.FixtureRequest, clients: ClientFactory) -> Iterator[McpClient]:
-    """Each of the clients in turn, signed in to both services by the first test that asks them something."""
+    """Each of the clients in turn, signed in to both services by the first tests that ask them something."""
     with clients.start(request.param) as started:
         yield started
 

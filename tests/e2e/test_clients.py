@@ -1,4 +1,4 @@
-"""Three clients that other teams wrote, each from nothing to a tool's answer, on a native and on a stdio service."""
+"""Clients that other teams wrote, each from nothing to a tool's answer, on a native and on a stdio service."""
 
 from __future__ import annotations
 
@@ -6,18 +6,29 @@ import json
 
 import pytest
 from clients.driver import ClientError, McpClient
-from conftest import KINDS, ClientFactory
+from conftest import ClientFactory
 from gateway import Gateway
 
+NEWEST = "2026-07-28"
 
-# covers: clients-sdk
+
+def test_person_who_says_no_lets_no_client_in(client: McpClient, gateway: Gateway) -> None:
+    client.agrees = False
+    with pytest.raises(ClientError, match=r"(?i)access(_| was )denied"):
+        client.tools(gateway.echo)
+    client.agrees = True
+    assert client.sign_ins == 1
+
+
+# covers: clients-sdk, clients-sdk-2, clients-fastmcp, clients-mcp-remote, clients-openid
 def test_signs_in_and_calls_a_tool_on_both_services(client: McpClient, gateway: Gateway) -> None:
+    asked_before = client.sign_ins
     assert {"echo", "whoami", "headers"} <= set(client.tools(gateway.echo))
     assert client.call(gateway.echo, "echo", text="grüß Gott") == "grüß Gott"
     assert "get_current_time" in client.tools(gateway.time)
     now = json.loads(client.call(gateway.time, "get_current_time", timezone="Europe/Vienna"))
     assert now["timezone"] == "Europe/Vienna"
-    assert client.sign_ins == 2
+    assert client.sign_ins == asked_before + 2
 
 
 def test_service_learns_who_signed_in(client: McpClient, gateway: Gateway, clients: ClientFactory) -> None:
@@ -28,7 +39,7 @@ def test_service_learns_who_signed_in(client: McpClient, gateway: Gateway, clien
     assert identity["scope"].split() == held["scope"].split()
 
 
-# covers: refresh-answer, clients-sdk
+# covers: refresh-answer, clients-sdk, clients-sdk-2, clients-fastmcp, clients-mcp-remote, clients-openid
 def test_refreshes_without_the_person(client: McpClient, gateway: Gateway) -> None:
     before = client.credentials(gateway.echo)
     signed_in = client.sign_ins
@@ -38,6 +49,21 @@ def test_refreshes_without_the_person(client: McpClient, gateway: Gateway) -> No
     assert after["access_token"] != before["access_token"]
     assert after["refresh_token"] != before["refresh_token"], "refresh tokens are rotated"
     assert after["client_id"] == before["client_id"]
+    assert client.sign_ins == signed_in
+
+
+# covers: eras, clients-sdk, clients-sdk-2, clients-fastmcp, clients-mcp-remote
+def test_speaks_its_protocols_with_one_sign_in(client: McpClient, gateway: Gateway) -> None:
+    signed_in = client.sign_ins
+    modes = ("legacy",) if client.kind.endswith("-1") else ("legacy", "auto")
+    for mode in modes:
+        client.connect(gateway.echo, mode)
+        received = json.loads(client.call(gateway.echo, "headers"))
+        assert (received["mcp-protocol-version"] == NEWEST) == (mode == "auto")
+        client.connect(gateway.time, mode)
+        assert "convert_time" in client.tools(gateway.time)
+        now = json.loads(client.call(gateway.time, "get_current_time", timezone="Asia/Tokyo"))
+        assert now["timezone"] == "Asia/Tokyo"
     assert client.sign_ins == signed_in
 
 
@@ -59,11 +85,3 @@ def test_authorization_never_reaches_the_service(client: McpClient, gateway: Gat
     assert "authorization" not in received.lower()
     assert held["access_token"] not in received
     assert held["access_token"].rpartition(".")[2] not in received
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_person_who_says_no_lets_no_client_in(kind: str, gateway: Gateway, clients: ClientFactory) -> None:
-    with clients.start(kind, agree=False) as client:
-        with pytest.raises(ClientError, match="access_denied"):
-            client.tools(gateway.echo)
-        assert client.sign_ins == 1

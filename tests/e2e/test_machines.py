@@ -7,13 +7,15 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
+from clients.driver import ClientError
+from conftest import ClientFactory
 from fleet import Fleet
 from gateway import Gateway
 
 NAME = "nightly"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def machine(fleet: Fleet) -> Iterator[tuple[str, str]]:
     """Its secret, and what the rollout said; the fleet is as the inventory says afterwards."""
     secret = secrets.token_urlsafe(32)
@@ -59,3 +61,20 @@ def test_a_machine_calls_a_tool(gateway: Gateway, fleet: Fleet, machine: tuple[s
         shown = host.check_output("systemctl show 'gatehouse-auth@*'; cat /etc/gatehouse/auth/.env")
         assert secret not in journal + shown
     assert gateway.http.post(f"{gateway.issuer}/token", data=form, headers=basic("x")).status_code == 401
+
+
+# covers: client-credentials, introspection, revocation, clients-openid
+def test_openid_client_is_a_machine(
+    clients: ClientFactory, gateway: Gateway, machine: tuple[str, str]
+) -> None:
+    secret, _ = machine
+    with clients.start("openid-client") as client:
+        client.order("machine", gateway.echo, client_id=NAME, client_secret=secret)
+        assert client.call(gateway.echo, "echo", text="by itself") == "by itself"
+        told = client.order("introspect", gateway.echo, token="access_token")
+        assert (told["active"], told["client_id"], told["aud"]) == (True, NAME, gateway.echo)
+        client.order("revoke", gateway.echo, token="access_token")
+        assert client.order("introspect", gateway.echo, token="access_token") == {"active": False}
+        with pytest.raises(ClientError, match="challenge"):
+            client.order("machine", gateway.echo, client_id=NAME, client_secret="x")
+        assert client.sign_ins == 0

@@ -8,7 +8,6 @@ import secrets
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,11 +42,8 @@ class OpenID:
 
     def start(self) -> None:
         """Start it; returns once it answers."""
-        folder = node_modules(CACHE)
-        program = folder / "openid_provider.mjs"
-        program.write_bytes((Path(__file__).parent / "clients" / "openid_provider.mjs").read_bytes())
         self.process = subprocess.Popen(
-            [environment("node.lock", CACHE) / "node", program],
+            [environment("node.lock", CACHE) / "node", node_modules(CACHE) / "openid_provider.mjs"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

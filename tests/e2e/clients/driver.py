@@ -23,6 +23,18 @@ from urllib.parse import parse_qs, urlsplit
 HERE = Path(__file__).parent
 REDIRECT = "http://127.0.0.1:33418/callback"
 SECONDS = 90.0
+# Each client's lock (none means that of these tests) and program; each one's program and arguments.
+PYTHON = {
+    "python-2": (None, "python_sdk.py"),
+    "python-1": ("python1.lock", "python_sdk.py"),
+    "fastmcp": ("fastmcp.lock", "fastmcp_client.py"),
+}
+JAVASCRIPT = {
+    "typescript-2": ("typescript_sdk.mjs", "2"),
+    "typescript-1": ("typescript_sdk.mjs", "1"),
+    "mcp-remote": ("mcp_remote.mjs",),
+    "openid-client": ("openid_client.mjs",),
+}
 
 
 class ClientError(Exception):
@@ -54,13 +66,13 @@ def environment(lock: str, cache: Path) -> Path:
 
 
 def node_modules(cache: Path) -> Path:
-    """The folder with the TypeScript client and what its lock names; made once."""
-    folder = cache / "typescript"
+    """The folder with the programs in JavaScript and what their lock names; made once."""
+    folder = cache / "javascript"
     stamp = folder / "installed.json"
     wanted = (HERE / "package-lock.json").read_bytes()
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("package.json", "package-lock.json", ".npmrc", "typescript_sdk.mjs"):
-        (folder / name).write_bytes((HERE / name).read_bytes())
+    for source in (*HERE.glob("package*.json"), HERE / ".npmrc", *HERE.glob("*.mjs")):
+        (folder / source.name).write_bytes(source.read_bytes())
     if not stamp.exists() or stamp.read_bytes() != wanted:
         binaries = environment("node.lock", cache)
         run(
@@ -77,17 +89,13 @@ def node_modules(cache: Path) -> Path:
 
 
 def command(kind: str, cache: Path) -> list[str]:
-    """How to start a client: `python-2`, `python-1` or `typescript`."""
-    match kind:
-        case "python-2":
-            return [sys.executable, str(HERE / "python_sdk.py")]
-        case "python-1":
-            return [str(environment("python1.lock", cache) / "python"), str(HERE / "python_sdk.py")]
-        case "typescript":
-            folder = node_modules(cache)
-            return [str(environment("node.lock", cache) / "node"), str(folder / "typescript_sdk.mjs")]
-        case _:
-            raise ValueError(kind)
+    """How to start a client: one of `PYTHON` or of `JAVASCRIPT`."""
+    if kind in PYTHON:
+        lock, program = PYTHON[kind]
+        python = str(environment(lock, cache) / "python") if lock else sys.executable
+        return [python, str(HERE / program)]
+    program, *arguments = JAVASCRIPT[kind]
+    return [str(environment("node.lock", cache) / "node"), str(node_modules(cache) / program), *arguments]
 
 
 class McpClient:
@@ -98,14 +106,20 @@ class McpClient:
         cache: folder for environments that are made once.
         domain: the gateway's; names below it that do not resolve are taken for the gateway.
         ca_file: the CA that it trusts.
-        authorize: what the person's browser does with an authorization URL; returns where it ended up.
+        authorize: what the person's browser does with an authorization URL, agreeing or not; returns where it
+            ended up.
+
+    Attributes:
+        agrees: what the person says when asked.
+        sign_ins: how often the person was asked.
     """
 
     def __init__(
-        self, kind: str, cache: Path, domain: str, ca_file: Path, authorize: Callable[[str], str]
+        self, kind: str, cache: Path, domain: str, ca_file: Path, authorize: Callable[[str, bool], str]
     ) -> None:
         self.kind = kind
         self.name = f"Gatehouse test, {kind}"
+        self.agrees = True
         self.sign_ins = 0
         self.codes: list[str] = []
         self._authorize = authorize
@@ -140,31 +154,40 @@ class McpClient:
 
     def tools(self, url: str) -> list[str]:
         """The names of a service's tools. The first order to a service signs in to it."""
-        names: list[str] = self._order({"do": "tools", "url": url})
+        names: list[str] = self.order("tools", url)
         return names
 
     def call(self, url: str, tool: str, /, **arguments: Any) -> str:
         """The text that a tool answers."""
-        result = self._order({"do": "call", "url": url, "tool": tool, "arguments": arguments})
+        result = self.order("call", url, tool=tool, arguments=arguments)
         if result["failed"]:
             raise ClientError(result["text"])
         return str(result["text"])
 
     def credentials(self, url: str) -> dict[str, str]:
         """What the client holds for a service: `access_token`, `refresh_token`, `scope`, `client_id`."""
-        held: dict[str, str] = self._order({"do": "credentials", "url": url})
+        held: dict[str, str] = self.order("credentials", url)
         return held
 
     def expire(self, url: str) -> None:
         """Make the client believe that its access token has expired."""
-        self._order({"do": "expire", "url": url})
+        self.order("expire", url)
 
-    def _order(self, order: dict[str, Any]) -> Any:
-        self._send(order)
+    def connect(self, url: str, mode: str) -> None:
+        """Begin another session with the tokens that are there, `auto` in the newest protocol or `legacy`."""
+        self.order("connect", url, mode=mode)
+
+    def order(self, do: str, url: str, **more: Any) -> Any:
+        """Give an order, and let the person sign in meanwhile if the client asks for it.
+
+        Raises:
+            ClientError: what the client says went wrong.
+        """
+        self._send({"do": do, "url": url, **more})
         answer = self._answer()
         if "authorize" in answer:
             try:
-                callback = self._authorize(answer["authorize"])
+                callback = self._authorize(answer["authorize"], self.agrees)
             except Exception:
                 self._process.kill()  # it waits for an answer that does not come
                 raise

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
-import logging
-import ssl
-import sys
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import anyio
 from mcp.client.auth import OAuthClientProvider
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.auth import OAuthClientMetadata
-from names import resolve_below
+from wire import Connection, hear, say, serve
 
 SECOND_LINE = importlib.metadata.version("mcp").startswith("2.")
 if SECOND_LINE:
@@ -25,17 +20,6 @@ if SECOND_LINE:
 else:
     import httpx as http_library
     from mcp import ClientSession
-
-
-def say(message: dict[str, Any]) -> None:
-    """One line to the driver."""
-    print(json.dumps(message), flush=True)
-
-
-async def hear() -> dict[str, Any]:
-    """One line from the driver; none means that it is gone."""
-    line = await anyio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
-    return json.loads(line) if line else {"do": "close"}
 
 
 class Memory:
@@ -57,18 +41,18 @@ class Memory:
         self.client = client_info
 
 
-class Connection:
-    """One service, signed in to when it is first asked for something."""
+class Sdk(Connection):
+    """A connection of the SDK's."""
 
-    def __init__(self, url: str, redirect_uri: str, client_name: str) -> None:
-        self.url = url
+    def __init__(self, url: str, setting: dict[str, Any]) -> None:
+        super().__init__(url, setting)
         self.memory = Memory()
         self.provider = OAuthClientProvider(
             server_url=url,
             client_metadata=OAuthClientMetadata.model_validate(
                 {
-                    "client_name": client_name,
-                    "redirect_uris": [redirect_uri],
+                    "client_name": setting["client_name"],
+                    "redirect_uris": [setting["redirect_uri"]],
                     "token_endpoint_auth_method": "none",
                 }
             ),
@@ -88,14 +72,15 @@ class Connection:
         code, state, iss = (self._query.get(name) for name in ("code", "state", "iss"))
         return AuthorizationCodeResult(code=code, state=state, iss=iss) if SECOND_LINE else (code, state)
 
-    async def open(self, trust: ssl.SSLContext, stack: contextlib.AsyncExitStack) -> None:
+    async def open(self, stack: contextlib.AsyncExitStack, mode: str | None) -> None:
         client = http_library.AsyncClient(
-            auth=self.provider, verify=trust, timeout=http_library.Timeout(30, read=120)
+            auth=self.provider, verify=self.trust, timeout=http_library.Timeout(30, read=120)
         )
         http = await stack.enter_async_context(client)
         transport = streamable_http_client(self.url, http_client=http)
         if SECOND_LINE:
-            self.session: Any = await stack.enter_async_context(Client(transport))
+            wanted = {} if mode is None else {"mode": mode}
+            self.session = await stack.enter_async_context(Client(transport, **wanted))
         else:
             read, write, _ = await stack.enter_async_context(transport)
             self.session = await stack.enter_async_context(ClientSession(read, write))
@@ -123,33 +108,4 @@ class Connection:
                 raise ValueError(unknown)
 
 
-async def main() -> None:
-    setting = await hear()
-    resolve_below(setting["domain"])
-    trust = ssl.create_default_context(cafile=setting["ca_file"])
-    connections: dict[str, Connection] = {}
-    async with contextlib.AsyncExitStack() as stack:
-        while (order := await hear())["do"] != "close":
-            url = order["url"]
-            if url not in connections:
-                connection = Connection(url, setting["redirect_uri"], setting["client_name"])
-                await connection.open(trust, stack)
-                connections[url] = connection
-            try:
-                say({"result": await connections[url].obey(order)})
-            except Exception as error:
-                say({"error": f"{type(error).__name__}: {error}"})
-
-
-def causes(error: Exception) -> list[str]:
-    """The errors inside the groups that the SDK's task groups make."""
-    if isinstance(error, ExceptionGroup):
-        return [cause for inner in error.exceptions for cause in causes(inner)]
-    return [f"{type(error).__name__}: {error}"]
-
-
-logging.disable()
-try:
-    anyio.run(main)
-except Exception as error:  # the sign-in failed, and with it the SDK's task group and this task
-    say({"error": "; ".join(causes(error))})
+serve(Sdk)

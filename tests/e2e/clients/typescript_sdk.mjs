@@ -1,23 +1,19 @@
-// A client on the MCP TypeScript SDK; `driver.py` says what it obeys.
-import { createInterface } from "node:readline";
-import { Client } from "@modelcontextprotocol/sdk/client/index.js";
-import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js";
-import { UnauthorizedError } from "@modelcontextprotocol/sdk/client/auth.js";
+// A client on the MCP TypeScript SDK, of the 1.x or the 2.x line, as its argument says; `driver.py` says what it obeys.
+import { authorized, Connection, serve, setting } from "./wire.mjs";
 
-const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
-const hear = async () => {
-  const { value, done } = await lines.next();
-  return done ? { do: "close" } : JSON.parse(value);
-};
-const say = (message) => process.stdout.write(`${JSON.stringify(message)}\n`);
+const secondLine = process.argv[2] === "2";
+const { Client, StreamableHTTPClientTransport, UnauthorizedError } = secondLine
+  ? await import("@modelcontextprotocol/client")
+  : {
+      ...(await import("@modelcontextprotocol/sdk/client/index.js")),
+      ...(await import("@modelcontextprotocol/sdk/client/streamableHttp.js")),
+      ...(await import("@modelcontextprotocol/sdk/client/auth.js")),
+    };
 
-const setting = await hear();
-
-class Connection {
+class Sdk extends Connection {
   constructor(url) {
-    this.url = new URL(url);
-    this.memory = {};
-    const memory = this.memory;
+    super(url);
+    const { memory } = this;
     this.provider = {
       redirectUrl: setting.redirect_uri,
       clientMetadata: {
@@ -32,64 +28,31 @@ class Connection {
       saveTokens: (tokens) => void (memory.tokens = tokens),
       codeVerifier: () => memory.verifier,
       saveCodeVerifier: (verifier) => void (memory.verifier = verifier),
-      redirectToAuthorization: async (authorizationUrl) => {
-        say({ authorize: authorizationUrl.href });
-        memory.callback = new URL((await hear()).callback).searchParams;
-      },
+      discoveryState: () => memory.discovery,
+      saveDiscoveryState: (discovery) => void (memory.discovery = discovery),
+      redirectToAuthorization: async (url) => void (memory.callback = (await authorized(url.href)).searchParams),
     };
   }
 
-  async open() {
+  async connect(mode) {
     try {
-      await this.connect();
+      return await this.attempt(mode);
     } catch (error) {
       if (!(error instanceof UnauthorizedError)) throw error;
       const { callback, state } = this.memory;
       if (!callback?.get("code")) throw new Error(`no code: ${callback?.get("error")}`);
       if (callback.get("state") !== state) throw new Error("the state is not the one that was sent");
-      await this.transport.finishAuth(callback.get("code"));
-      await this.connect();
+      await this.transport.finishAuth(secondLine ? callback : callback.get("code"));
+      return this.attempt(mode);
     }
   }
 
-  async connect() {
-    this.client = new Client({ name: setting.client_name, version: "1" });
+  async attempt(mode) {
+    const client = new Client({ name: setting.client_name, version: "1" }, mode && { versionNegotiation: { mode } });
     this.transport = new StreamableHTTPClientTransport(this.url, { authProvider: this.provider });
-    await this.client.connect(this.transport);
-  }
-
-  async obey(order) {
-    switch (order.do) {
-      case "tools":
-        return (await this.client.listTools()).tools.map((tool) => tool.name);
-      case "call": {
-        const result = await this.client.callTool({ name: order.tool, arguments: order.arguments });
-        return { text: result.content[0].text, failed: result.isError === true };
-      }
-      case "credentials": {
-        const { access_token, refresh_token, scope } = this.memory.tokens;
-        return { access_token, refresh_token, scope, client_id: this.memory.client.client_id };
-      }
-      case "expire": // This SDK looks at no clock: it refreshes when the server refuses the token.
-        this.memory.tokens.access_token = "expired";
-        return null;
-      default:
-        throw new Error(order.do);
-    }
+    await client.connect(this.transport);
+    return client;
   }
 }
 
-const connections = new Map();
-for (let order = await hear(); order.do !== "close"; order = await hear()) {
-  try {
-    if (!connections.has(order.url)) {
-      const connection = new Connection(order.url);
-      await connection.open();
-      connections.set(order.url, connection);
-    }
-    say({ result: await connections.get(order.url).obey(order) });
-  } catch (error) {
-    say({ error: `${error.name}: ${error.message}` });
-  }
-}
-process.exit(0);
+await serve(Sdk);
