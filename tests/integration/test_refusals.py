@@ -88,6 +88,23 @@ def test_an_unreachable_host_is_refused(tmp_path: Path) -> None:
     assert "correct ansible_host" in run.stdout
 
 
+@pytest.mark.parametrize("playbook", ["site.yml", "rotate_secrets.yml", "status.yml"])
+def test_an_inventory_without_hosts_is_no_success(tmp_path: Path, playbook: str) -> None:
+    (tmp_path / "hosts.yml").write_text("all: {children: {gateway_edge: {hosts: {}}}}")
+    result = subprocess.run(
+        ["ansible-playbook", playbook, "-i", str(tmp_path / "hosts.yml")],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert result.returncode != 0
+    assert "gateway_edge: there is no host in this group" in result.stdout
+    assert str(tmp_path / "hosts.yml") in result.stdout
+
+
 def test_limit_does_not_skip_the_check(tmp_path: Path) -> None:
     run = check(tmp_path, {**GOOD, "gatehouse_domain": ""}, "--limit", "gate1")
     assert run.returncode != 0
