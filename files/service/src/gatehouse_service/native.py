@@ -10,13 +10,16 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.server.transport_security import DEFAULT_MAX_REQUEST_BODY_SIZE
 from mcp.shared.exceptions import MCPError
+from mcp.shared.inbound import x_mcp_header_map
 from mcp_types import (
     INVALID_PARAMS,
     CallToolRequestParams,
@@ -26,8 +29,9 @@ from mcp_types import (
     TextContent,
     Tool,
 )
+from pydantic_core import from_json
 
-from gatehouse_service import systemd
+from gatehouse_service import single, systemd
 from gatehouse_service.configuration import ServiceSettings
 from gatehouse_service.tools import ToolRules, groups_of
 
@@ -63,8 +67,13 @@ def tool_server(
         tools: The tools.
         call: Does what one of them does; it is asked for no other.
         rules: Who has which tool. Whoever lacks one neither sees nor calls it.
+
+    Raises:
+        ValueError: a tool's schema has `x-mcp-header`.
     """
     known = {tool.name: tool for tool in tools}
+    if any(x_mcp_header_map(tool.input_schema) for tool in tools):
+        raise ValueError("no tool may take an argument from a header: `single` does not compare them")
 
     def headers_of(ctx: ServerRequestContext[Any, Any]) -> Mapping[str, str]:
         return ctx.request.headers if ctx.request is not None else {}
@@ -82,7 +91,7 @@ def tool_server(
             raise MCPError(code=INVALID_PARAMS, message="Unknown tool")
         return await call(params.name, params.arguments or {}, headers_of(ctx))
 
-    return Server(
+    server: Server[Any] = Server(
         name,
         version=version,
         title=title,
@@ -92,6 +101,9 @@ def tool_server(
         # So that the SDK need not list the tools for each call.
         get_tool_input_schema=lambda tool: known[tool].input_schema if tool in known else None,
     )
+    # The SDK's spans cost a quarter of a request; nothing in these environments would take them.
+    server.middleware.clear()
+    return server
 
 
 class App:
@@ -105,6 +117,7 @@ class App:
         """See the class."""
         self._hosts = settings.hosts
         self._health = json.dumps({"status": "ok", "service": settings.service}).encode()
+        self._server = server
         self._mcp = StreamableHTTPSessionManager(app=server, stateless=True, json_response=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,7 +134,17 @@ class App:
             # Without sessions there is nothing to listen to (GET) and nothing to end (DELETE).
             await _reply(send, 405, b'{"error":"only POST"}', [(b"allow", b"POST")])
         else:
-            await self._mcp.handle_request(scope, receive, send)
+            await self._post(scope, receive, send)
+
+    async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
+        read, body = await _read(receive)
+        fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
+        headers = dict(fields)
+        version = single.version_of(body, fields, headers)
+        if version is None:
+            await self._mcp.handle_request(scope, _again(read, receive), send)
+        else:
+            await _reply(send, *await single.answer_one(self._server, body, headers, version))
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -133,11 +156,49 @@ class App:
         await send({"type": "lifespan.shutdown.complete"})
 
     def _host_is_ours(self, scope: Scope) -> bool:
-        host = next((value for name, value in scope["headers"] if name == b"host"), b"")
-        try:
-            return urlsplit(f"//{host.decode('latin-1')}").hostname in self._hosts
-        except ValueError:
-            return False
+        return (
+            _hostname(next((value for name, value in scope["headers"] if name == b"host"), b""))
+            in self._hosts
+        )
+
+
+@lru_cache(256)
+def _hostname(host: bytes) -> str | None:
+    """The name in a `Host` header, without a port."""
+    try:
+        return urlsplit(f"//{host.decode('latin-1')}").hostname
+    except ValueError:
+        return None
+
+
+async def _read(receive: Receive) -> tuple[list[MutableMapping[str, Any]], Any]:
+    """What came of a body, and what it says; None where it is too long, is cut off, or is no JSON."""
+    read, size = [], 0
+    while size <= DEFAULT_MAX_REQUEST_BODY_SIZE:
+        read.append(message := await receive())
+        size += len(message.get("body", b""))
+        if message["type"] != "http.request":
+            break
+        if not message.get("more_body"):
+            if size > DEFAULT_MAX_REQUEST_BODY_SIZE:
+                break
+            try:
+                return read, from_json(b"".join(part["body"] for part in read))
+            except ValueError:
+                break
+    return read, None
+
+
+def _again(read: list[MutableMapping[str, Any]], receive: Receive) -> Receive:
+    """Gives what was read once more, then what comes."""
+    waiting = iter(read)
+
+    async def again() -> MutableMapping[str, Any]:
+        for message in waiting:
+            return message
+        return await receive()
+
+    return again
 
 
 async def _reply(
