@@ -8,7 +8,9 @@ import asyncio
 import json
 import logging
 import sys
+import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -38,13 +40,22 @@ from gatehouse_service.tools import ToolRules, groups_of
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-# A tool's name, its arguments, and the headers of the request.
-Call = Callable[[str, Mapping[str, Any], Mapping[str, str]], Awaitable[CallToolResult]]
+Context = ServerRequestContext[Any, Any]
+# A tool's name, its arguments, and the request.
+Call = Callable[[str, Mapping[str, Any], Context], Awaitable[CallToolResult]]
+# When the request under way came, in seconds since the epoch.
+ARRIVED: ContextVar[float] = ContextVar("ARRIVED")
 
 
 def answer(text: str, *, failed: bool = False) -> CallToolResult:
     """A tool's answer; `failed` where it says what went wrong."""
     return CallToolResult(content=[TextContent(type="text", text=text)], is_error=failed)
+
+
+def headers_of(ctx: Context) -> Mapping[str, str]:
+    """The headers of a request, by their names in lower case."""
+    headers: Mapping[str, str] = ctx.request.headers if ctx.request is not None else {}
+    return headers
 
 
 def tool_server(
@@ -56,6 +67,7 @@ def tool_server(
     tools: Sequence[Tool],
     call: Call,
     rules: ToolRules,
+    **handlers: Any,
 ) -> Server[Any]:
     """The MCP server of some tools.
 
@@ -67,6 +79,7 @@ def tool_server(
         tools: The tools.
         call: Does what one of them does; it is asked for no other.
         rules: Who has which tool. Whoever lacks one neither sees nor calls it.
+        handlers: Of what is no tool, as the SDK's `Server` takes them.
 
     Raises:
         ValueError: a tool's schema has `x-mcp-header`.
@@ -75,21 +88,18 @@ def tool_server(
     if any(x_mcp_header_map(tool.input_schema) for tool in tools):
         raise ValueError("no tool may take an argument from a header: `single` does not compare them")
 
-    def headers_of(ctx: ServerRequestContext[Any, Any]) -> Mapping[str, str]:
-        return ctx.request.headers if ctx.request is not None else {}
-
-    def has(ctx: ServerRequestContext[Any, Any], tool: str) -> bool:
+    def has(ctx: Context, tool: str) -> bool:
         return rules.permits(groups_of(headers_of(ctx).get("x-gatehouse-groups", "")), tool)
 
     async def list_tools(
-        ctx: ServerRequestContext[Any, Any], _params: PaginatedRequestParams | None
+        ctx: Context, _params: PaginatedRequestParams | None
     ) -> ListToolsResult:
         return ListToolsResult(tools=[tool for tool in tools if has(ctx, tool.name)])
 
-    async def call_tool(ctx: ServerRequestContext[Any, Any], params: CallToolRequestParams) -> CallToolResult:
+    async def call_tool(ctx: Context, params: CallToolRequestParams) -> CallToolResult:
         if params.name not in known or not has(ctx, params.name):
             raise MCPError(code=INVALID_PARAMS, message="Unknown tool")
-        return await call(params.name, params.arguments or {}, headers_of(ctx))
+        return await call(params.name, params.arguments or {}, ctx)
 
     server: Server[Any] = Server(
         name,
@@ -100,6 +110,7 @@ def tool_server(
         on_call_tool=call_tool,
         # So that the SDK need not list the tools for each call.
         get_tool_input_schema=lambda tool: known[tool].input_schema if tool in known else None,
+        **handlers,
     )
     # The SDK's spans cost a quarter of a request; nothing in these environments would take them.
     server.middleware.clear()
@@ -113,30 +124,44 @@ class App:
     would refuse web origins too that the gateway admits.
     """
 
-    def __init__(self, settings: ServiceSettings, server: Server[Any]) -> None:
-        """See the class."""
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        server: Server[Any],
+        manager: StreamableHTTPSessionManager | None = None,
+    ) -> None:
+        """See the class.
+
+        Args:
+            settings: The service's.
+            server: Its tools.
+            manager: The SDK's transport, where it is another than the stateless one.
+        """
         self._hosts = settings.hosts
         self._health = json.dumps({"status": "ok", "service": settings.service}).encode()
         self._server = server
-        self._mcp = StreamableHTTPSessionManager(app=server, stateless=True, json_response=True)
+        self._mcp = manager or StreamableHTTPSessionManager(app=server, stateless=True, json_response=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the application's life."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif not self._host_is_ours(scope):
-            await _reply(send, 421, b'{"error":"unknown host"}')
+            await reply(send, 421, b'{"error":"unknown host"}')
         elif scope["path"] == "/health":
-            await _reply(send, 200, self._health)
+            await reply(send, 200, self._health)
         elif scope["path"].rstrip("/") != "/mcp":
-            await _reply(send, 404, b'{"error":"not found; the endpoint is /mcp"}')
-        elif scope["method"] != "POST":
-            # Without sessions there is nothing to listen to (GET) and nothing to end (DELETE).
-            await _reply(send, 405, b'{"error":"only POST"}', [(b"allow", b"POST")])
+            await reply(send, 404, b'{"error":"not found; the endpoint is /mcp"}')
         else:
-            await self._post(scope, receive, send)
+            ARRIVED.set(time.time())
+            await self.serve_mcp(scope, receive, send)
 
-    async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve_mcp(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request to `/mcp`, without sessions."""
+        if scope["method"] != "POST":
+            # Without sessions there is nothing to listen to (GET) and nothing to end (DELETE).
+            await reply(send, 405, b'{"error":"only POST"}', [(b"allow", b"POST")])
+            return
         read, body = await _read(receive)
         fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
         headers = dict(fields)
@@ -144,7 +169,7 @@ class App:
         if version is None:
             await self._mcp.handle_request(scope, _again(read, receive), send)
         else:
-            await _reply(send, *await single.answer_one(self._server, body, headers, version))
+            await reply(send, *await single.answer_one(self._server, body, headers, version))
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -201,9 +226,10 @@ def _again(read: list[MutableMapping[str, Any]], receive: Receive) -> Receive:
     return again
 
 
-async def _reply(
+async def reply(
     send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]] | None = None
 ) -> None:
+    """Answer with JSON, whole."""
     fields = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
