@@ -116,7 +116,7 @@ e2e: $(CACHE)/venv-test $(CACHE)/apt-test ## Clients from other teams and a real
 test: test-fast lab-test molecule e2e ## Everything but `bench`; what CI runs
 
 .PHONY: bench
-bench: bench-check bench-front bench-revocation bench-rollout ## Every measurement; docs/measurements.md keeps the tables
+bench: bench-check bench-echo bench-front bench-revocation bench-rollout ## Every measurement; docs/measurements.md keeps the tables
 
 .PHONY: bench-rollout
 bench-rollout: $(CACHE)/venv-test
@@ -143,6 +143,14 @@ bench-revocation: $(CACHE)/package-auth_service $(CACHE)/apt-test
 .PHONY: bench-check
 bench-check: $(CACHE)/package-auth_service $(CACHE)/apt-bench $(CACHE)/venv-reference
 	$(call package_venv,auth_service)/bin/python tests/bench/check.py --reference $(CACHE)/venv-reference/bin/python
+
+.PHONY: bench-echo
+bench-echo: $(CACHE)/package-echo $(CACHE)/apt-bench
+	$(call package_venv,echo)/bin/python tests/bench/echo.py
+
+.PHONY: soak-streams
+soak-streams: $(CACHE)/venv-test $(CACHE)/apt-test
+	tools/soak-streams
 
 # The demo.
 

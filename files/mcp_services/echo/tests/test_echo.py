@@ -132,6 +132,7 @@ async def test_whoever_lacks_a_tool_neither_sees_nor_calls_it(mode: str) -> None
         assert json.loads(await call(url, "headers", mode, IDENTITY))["host"]
 
 
+# covers: diagnostics-secret
 @pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
 async def test_no_tool_shows_a_secret(url: str, mode: str) -> None:
     for tool in TOOLS:
@@ -142,6 +143,7 @@ async def test_no_tool_shows_a_secret(url: str, mode: str) -> None:
         assert "tell-no-one" not in text
 
 
+# covers: diagnostics
 @pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
 async def test_token_shows_the_claims_that_the_gateway_passes_on(url: str, mode: str) -> None:
     shown = json.loads(await call(url, "token", mode, IDENTITY))
@@ -160,6 +162,7 @@ async def test_token_shows_the_claims_that_the_gateway_passes_on(url: str, mode:
     assert set(beside["claims"].values()) == {None}
 
 
+# covers: diagnostics
 @pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
 async def test_timing_tells_the_way_from_the_service(url: str, mode: str) -> None:
     sent = time.time() - 5
@@ -170,6 +173,7 @@ async def test_timing_tells_the_way_from_the_service(url: str, mode: str) -> Non
     assert json.loads(await call(url, "timing", mode, {}))["on_the_way_ms"] is None
 
 
+# covers: diagnostics
 async def test_cors_says_what_an_origin_gets(url: str) -> None:
     page = json.loads(await call(url, "cors", "legacy", {"Origin": "https://app.example.com"}))
     assert (page["origin"], page["admitted"]) == ("https://app.example.com", True)
@@ -177,6 +181,7 @@ async def test_cors_says_what_an_origin_gets(url: str) -> None:
     assert (program["origin"], program["admitted"]) == (None, None)
 
 
+# covers: diagnostics
 async def test_negotiation_shows_both_sides(url: str) -> None:
     shown = json.loads(await call(url, "negotiation", "2026-07-28", {}))
     assert (shown["asked"], shown["chosen"]) == ("2026-07-28", "2026-07-28")
@@ -194,6 +199,7 @@ async def test_there_is_no_session_and_it_says_why(url: str) -> None:
     assert shown["sent_a_session_id"]
 
 
+# covers: diagnostics
 async def test_health_says_what_runs(url: str) -> None:
     shown = json.loads(await call(url, "health", "legacy", {}))
     assert (shown["status"], shown["service"]) == ("ok", "echo")

@@ -62,6 +62,7 @@ class Client:
         return json.loads(result["content"][0]["text"])
 
 
+# covers: diagnostics
 def test_a_session_counts_for_itself(url: str) -> None:
     one, other = Client(url, ANA), Client(url, ANA)
     assert [one.tool("count")["count"] for _ in range(3)] == [1, 2, 3]
@@ -79,7 +80,7 @@ def test_negotiation_remembers_the_handshake(url: str) -> None:
     assert shown["server"]["capabilities"]["resources"]["subscribe"]
 
 
-# covers: session-owner
+# covers: sessions
 @pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
 def test_a_session_is_its_user_s_alone(url: str, method: str) -> None:
     ana = Client(url, ANA)
@@ -99,6 +100,7 @@ def test_no_session_is_400_and_an_ended_one_404(url: str) -> None:
     assert client.post("tools/list", {}).status_code == 404
 
 
+# covers: restart-404
 def test_after_a_restart_old_sessions_are_404() -> None:
     with running(**STATEFUL) as before:
         client = Client(before, ANA)
@@ -142,6 +144,7 @@ def test_a_broken_stream_is_resumed_by_its_last_event(url: str) -> None:
     assert json.loads(resumed[5:])["id"] == client._last
 
 
+# covers: session-bounds
 def test_of_a_session_s_events_a_bounded_number_is_kept(url: str) -> None:
     client = Client(url, ANA)
     params = {"name": "stream", "arguments": {"seconds": 2, "per_second": 200, "bytes": 4096}}
@@ -156,6 +159,7 @@ def test_of_a_session_s_events_a_bounded_number_is_kept(url: str) -> None:
     assert sum(event["bytes"] for event in kept["kept"]) <= kept["at_most"]["bytes"]
 
 
+# covers: session-bounds
 def test_how_many_sessions_there_may_be() -> None:
     bounds = {"ECHO_MAX_SESSIONS": "3", "ECHO_MAX_SESSIONS_PER_USER": "2"}
     with running(**STATEFUL, **bounds) as url:
