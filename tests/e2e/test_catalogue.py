@@ -14,7 +14,7 @@ from browserless import Person
 from clients.driver import ClientError, McpClient
 from conftest import ROOT, ClientFactory
 from fleet import Fleet, Played, python
-from gateway import Gateway
+from gateway import VERSION, Gateway
 from testinfra.host import Host
 
 FOLDER = ROOT / "files" / "mcp_services" / "catalogue"
@@ -120,7 +120,7 @@ def test_its_probe_works(name: str, client: McpClient, gateway: Gateway, host: H
     said = client.call(gateway.service(name), probe["tool"], **probe["arguments"])
     expected = {
         "echo": "hello",
-        "echo-stateful": '"count": 1',
+        "echo-stateful": "waited_seconds",
         "everything": "hello",
         "filesystem": state,
         "git": "The first change",
@@ -131,6 +131,20 @@ def test_its_probe_works(name: str, client: McpClient, gateway: Gateway, host: H
         "tmux": "probe",
     }
     assert expected[name] in said
+
+
+# covers: sessions
+def test_a_session_is_kept_through_the_gateway(client: McpClient, gateway: Gateway) -> None:
+    url = gateway.service("echo-stateful")
+    client.call(url, "echo", text="signed in")
+    token = client.credentials(url)["access_token"]
+    hello = {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    opened = gateway.post(url, "initialize", hello, token=token)
+    session = [("Mcp-Session-Id", opened.headers["mcp-session-id"])]
+    counted = [gateway.call(url, "count", token=token, headers=session) for _ in range(2)]
+    assert [json.loads(text)["count"] for text in counted] == [1, 2]
+    unknown = gateway.post(url, "tools/list", token=token, headers=[("Mcp-Session-Id", "0" * 32)])
+    assert unknown.status_code == 404
 
 
 @pytest.mark.parametrize("reader", ["reader", "reader-native"])

@@ -56,7 +56,10 @@ class _Context:
         return anyio.Event()
 
     async def send_raw_request(
-        self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None
+        self,
+        method: str,
+        params: Mapping[str, Any] | None,  # noqa: ARG002 - the SDK's signature
+        opts: CallOptions | None = None,  # noqa: ARG002
     ) -> dict[str, Any]:
         """No answer could come.
 
@@ -116,7 +119,7 @@ async def answer_one(
         message["result"] = await ServerRunner(server, _connection(version), None).on_request(
             _Context(headers, body["id"]), body["method"], body.get("params")
         )
-    except Exception as error:  # noqa: BLE001 - becomes the answer, as in the SDK
+    except Exception as error:  # becomes the answer, as in the SDK
         fault = modern_error_data(error)
         message["error"] = fault.model_dump(mode="json", by_alias=True, exclude_none=True)
         if version not in HANDSHAKE_PROTOCOL_VERSIONS:

@@ -48,9 +48,7 @@ class Fetching:
         self._fetcher = fetcher
         self._reader = reader
 
-    async def call(
-        self, name: str, arguments: Mapping[str, Any], ctx: Context
-    ) -> CallToolResult:
+    async def call(self, name: str, arguments: Mapping[str, Any], ctx: Context) -> CallToolResult:
         """Answer with a part of a page, or with a sentence that says why there is none."""
         try:
             wanted = Arguments.model_validate(arguments)
