@@ -34,8 +34,10 @@ ip address add {PRIVATE}/32 dev lo
 """
 EXPOSURE_LIMIT = 2.0
 AS_BEN = """
-import json, re, urllib.request
-port = re.search(r"LISTEN=127.0.0.1:(\\d+)", open("/etc/systemd/system/gatehouse-tmux@a.service").read())[1]
+import json, os, re, urllib.request
+slot = os.path.basename(os.readlink("/opt/gatehouse/tmux/current"))
+unit = open(f"/etc/systemd/system/gatehouse-tmux@{slot}.service").read()
+port = re.search(r"LISTEN=127.0.0.1:([0-9]+)", unit)[1]
 headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream",
            "MCP-Protocol-Version": "2025-06-18", "X-Gatehouse-User": "ben"}
 def post(**message):
