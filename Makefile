@@ -118,7 +118,7 @@ test: test-fast ## Everything but what takes too long for each run; what CI runs
 	tools/side-by-side "lab-test molecule" e2e
 
 .PHONY: bench
-bench: bench-check bench-front bench-revocation bench-tokens bench-rollout ## Every measurement; docs/measurements.md keeps the tables
+bench: bench-check bench-echo bench-front bench-revocation bench-tokens bench-rollout ## Every measurement; docs/measurements.md keeps the tables
 
 .PHONY: bench-rollout
 bench-rollout: $(CACHE)/venv-test
@@ -153,6 +153,14 @@ bench-revocation: $(CACHE)/package-auth_service $(CACHE)/apt-test
 .PHONY: bench-check
 bench-check: $(CACHE)/package-auth_service $(CACHE)/apt-bench $(CACHE)/venv-reference
 	$(call package_venv,auth_service)/bin/python tests/bench/check.py --reference $(CACHE)/venv-reference/bin/python
+
+.PHONY: bench-echo
+bench-echo: $(CACHE)/package-echo $(CACHE)/apt-bench
+	$(call package_venv,echo)/bin/python tests/bench/echo.py
+
+.PHONY: soak-streams
+soak-streams: $(CACHE)/venv-test $(CACHE)/apt-test
+	tools/soak-streams
 
 # The demo.
 

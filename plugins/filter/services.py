@@ -99,8 +99,10 @@ def service_components(
             str(part).replace("{port}", "@PORT@").replace("{state}", state) for part in service["command"]
         ]
         own_env = {key: value.replace("{state}", state) for key, value in service["env"].items()}
-        if own and not command[0].startswith("/"):
-            command[0] = f"{own['path']}/bin/{command[0]}"
+        if own:
+            command = [part.replace("{environment}", own["path"]) for part in command]
+            if not command[0].startswith("/"):
+                command[0] = f"{own['path']}/bin/{command[0]}"
         used = [own] if own else []
         if service["npm"]:
             used.append(environments["node"])

@@ -670,7 +670,10 @@ class Inspector:
         if source is None:
             return None
         title = source.pop("title", name)
-        tools = self.tools(host, where, known.get("tools") or {}, source["transport"])
+        rules, denied = known.get("tools") or {}, source.pop("deny", [])
+        if denied:
+            rules = {**rules, "deny": [*denied, *(rules.get("deny") or [])]}
+        tools = self.tools(host, where, rules, source["transport"])
         return {
             "title": known.get("title") or title,
             "tools": tools,
@@ -791,6 +794,7 @@ class Inspector:
             # Room for a few dozen children of the bridge.
             "memory_max": "1G",
             "sandbox": {},
+            "loopback": "open",
             "module": None,
             "npm": False,
             "env": {},
@@ -855,6 +859,8 @@ class Inspector:
             "isolation": given.get("isolation", entry.get("isolation", "per_session")),
             "memory_max": entry.get("memory_max", "512M"),
             "sandbox": entry.get("sandbox", {}),
+            "loopback": entry.get("loopback", "open"),
+            "deny": entry.get("deny", []),
             "title": entry["title"],
             "module": entry.get("module"),
             "command": [*entry.get("command", []), *args],

@@ -13,8 +13,8 @@ import yaml
 from browserless import Person
 from clients.driver import ClientError, McpClient
 from conftest import ROOT, ClientFactory
-from fleet import Fleet, Played
-from gateway import Gateway
+from fleet import Fleet, Played, python
+from gateway import VERSION, Gateway
 from testinfra.host import Host
 
 FOLDER = ROOT / "files" / "mcp_services" / "catalogue"
@@ -31,6 +31,26 @@ mkdir -p /run/catalogue-test
 printf '%s' '{PAGE}' > /run/catalogue-test/hours.html
 systemd-run --quiet --unit catalogue-test python3 -m http.server {PORT} --directory /run/catalogue-test
 ip address add {PRIVATE}/32 dev lo
+"""
+EXPOSURE_LIMIT = 2.0
+AS_BEN = """
+import json, os, re, urllib.request
+slot = os.path.basename(os.readlink("/opt/gatehouse/tmux/current"))
+unit = open(f"/etc/systemd/system/gatehouse-tmux@{slot}.service").read()
+port = re.search(r"LISTEN=127.0.0.1:([0-9]+)", unit)[1]
+headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream",
+           "MCP-Protocol-Version": "2025-06-18", "X-Gatehouse-User": "ben"}
+def post(**message):
+    body = json.dumps({"jsonrpc": "2.0", **message}).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/mcp", body, headers)
+    with urllib.request.urlopen(request, timeout=60) as response:
+        headers.setdefault("Mcp-Session-Id", response.headers.get("mcp-session-id") or "")
+        return response.read().decode()
+hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+post(id=1, method="initialize", params=hello)
+post(method="notifications/initialized")
+said = post(id=2, method="tools/call", params={"name": "list_sessions", "arguments": {}})
+print(json.dumps(json.loads(said[said.index("{"):])["result"]["structuredContent"]["result"]))
 """
 COMMIT = """
 cd /var/lib/gatehouse-git
@@ -92,6 +112,7 @@ def page(rolled_out: None, host: Host) -> Iterator[str]:
     )
 
 
+# covers: catalogue-probe
 @pytest.mark.parametrize("name", sorted(set(ENTRIES) - {"fetch", "fetch-native"}))
 def test_its_probe_works(name: str, client: McpClient, gateway: Gateway, host: Host) -> None:
     if name == "git":
@@ -101,14 +122,31 @@ def test_its_probe_works(name: str, client: McpClient, gateway: Gateway, host: H
     said = client.call(gateway.service(name), probe["tool"], **probe["arguments"])
     expected = {
         "echo": "hello",
+        "echo-stateful": "waited_seconds",
         "everything": "hello",
         "filesystem": state,
         "git": "The first change",
         "memory": "entities",
+        "playwright": "Opening hours",
         "sequential-thinking": "thoughtNumber",
         "time": "UTC",
+        "tmux": "probe",
     }
     assert expected[name] in said
+
+
+# covers: sessions
+def test_a_session_is_kept_through_the_gateway(client: McpClient, gateway: Gateway) -> None:
+    url = gateway.service("echo-stateful")
+    client.call(url, "echo", text="signed in")
+    token = client.credentials(url)["access_token"]
+    hello = {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    opened = gateway.post(url, "initialize", hello, token=token)
+    session = [("Mcp-Session-Id", opened.headers["mcp-session-id"])]
+    counted = [gateway.call(url, "count", token=token, headers=session) for _ in range(2)]
+    assert [json.loads(text)["count"] for text in counted] == [1, 2]
+    unknown = gateway.post(url, "tools/list", token=token, headers=[("Mcp-Session-Id", "0" * 32)])
+    assert unknown.status_code == 404
 
 
 @pytest.mark.parametrize("reader", ["reader", "reader-native"])
@@ -147,6 +185,57 @@ def test_the_native_service_lets_nothing_inside_be_fetched(
             client.call(gateway.service("reader-native"), "fetch", url=inside)
 
 
+# covers: loopback
+def test_a_page_reaches_nothing_on_the_host(
+    client: McpClient, gateway: Gateway, host: Host, page: str
+) -> None:
+    browser = gateway.service("playwright")
+    for address in (page.split("/")[2].partition(":")[0], PRIVATE, "127.0.0.1", "localhost"):
+        inside = f"http://{address}:{PORT}/hours.html"
+        assert "nine to five" in host.check_output(
+            f"python3 -c 'import urllib.request as u; print(u.urlopen(\"{inside}\").read())'"
+        )
+        with pytest.raises(ClientError, match="net::ERR_"):
+            client.call(browser, "browser_navigate", url=inside)
+    for tool, arguments in (
+        ("browser_run_code_unsafe", {"code": "1"}),
+        ("browser_file_upload", {"paths": []}),
+    ):
+        with pytest.raises(ClientError, match="Unknown tool"):
+            client.call(browser, tool, **arguments)
+    # Chromium leaves its own sandbox out only when told to, and says so in what it is.
+    running = host.check_output("ps -eo args | grep '[c]hromium.*--type=renderer' | head -1")
+    assert running and "--no-sandbox" not in running
+
+
+# covers: loopback
+def test_a_terminal_is_in_a_box_of_its_own(client: McpClient, gateway: Gateway, host: Host) -> None:
+    terminal = gateway.service("tmux")
+    client.call(terminal, "create_session", session_name="ana")
+    look = (
+        "ls -A /proc /var /run /etc 2>/dev/null; ls /opt/gatehouse; getent hosts example.com; echo $((6*7))"
+    )
+    said = client.call(terminal, "run_command", session_name="ana", command=look)
+    assert "42" in said and "environments" in said
+    for hidden in ("tmux.service", "gatehouse-tmux", "passwd", "credentials", "releases", "resolv"):
+        assert hidden not in said
+    connect = "python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", 6379))'"
+    assert "refused" in client.call(terminal, "run_command", session_name="ana", command=connect)
+    # As another user, past the gateway, which is how the service sees one.
+    assert python(host, AS_BEN).splitlines()[-1] == "[]"
+
+
+# covers: catalogue-sandbox
+def test_every_unit_is_sandboxed(host: Host, rolled_out: None) -> None:
+    units = host.check_output(
+        "systemctl list-units 'gatehouse-*@*.service' --no-legend --plain | cut -d' ' -f1"
+    )
+    table = host.check_output(f"systemd-analyze security --no-pager {' '.join(units.split())}")
+    found = dict(re.findall(r"^gatehouse-(\S+)@\w\.service\s+([\d.]+) ", table, re.MULTILINE))
+    assert set(ENTRIES) <= set(found)
+    assert {unit: value for unit, value in found.items() if float(value) > EXPOSURE_LIMIT} == {}
+
+
 def test_files_outside_cannot_be_touched(client: McpClient, gateway: Gateway, host: Host) -> None:
     kept = "/var/lib/gatehouse-filesystem/kept.txt"
     client.call(gateway.service("filesystem"), "write_file", path=kept, content="kept")
@@ -168,6 +257,7 @@ def test_files_outside_cannot_be_touched(client: McpClient, gateway: Gateway, ho
     assert not host.file("/etc/catalogue-test").exists
 
 
+# covers: state-upgrade
 def test_data_survives_an_upgrade(
     client: McpClient,
     clients: ClientFactory,

@@ -25,7 +25,7 @@ from ansible_collections.gatehouse.mcp.plugins.filter.services import (
 
 BASE: dict[str, Any] = {
     "title": "T", "url": "https://x.example.com/mcp", "port": 20000, "env": {"A": "1"}, "secret_names": ["TOKEN"],
-    "memory_max": "512M", "sandbox": {}, "egress": [], "tools": {}, "isolation": "per_session", "lock": None, "package": None,
+    "memory_max": "512M", "sandbox": {}, "loopback": "open", "egress": [], "tools": {}, "isolation": "per_session", "lock": None, "package": None,
     "npm": False, "debian_packages": [], "module": None, "health_path": "/health", "hostname": "x", "origins": [], "hosts": ["h1"],
 }  # fmt: skip
 NATIVE = {**BASE, "transport": "native", "package": "echo", "module": "gatehouse_echo", "command": []}
@@ -86,6 +86,27 @@ def test_an_npm_service_brings_node_and_knows_its_state() -> None:
     ]
     assert json.loads(component["env"]["GATEHOUSE_BRIDGE_ENV"]) == {"FILE": "/var/lib/gatehouse-x/x.json"}
     assert component["environments"] == ["bridge-id", "node-id", "service-x-id"]
+
+
+def test_a_command_in_a_sandbox_names_its_environment() -> None:
+    boxed = {
+        **STDIO,
+        "command": [
+            "/usr/bin/bwrap",
+            "--ro-bind",
+            "{environment}",
+            "{environment}",
+            "{environment}/bin/acme",
+        ],
+    }
+    [component] = components(x=boxed)
+    assert json.loads(component["env"]["GATEHOUSE_BRIDGE_COMMAND"]) == [
+        "/usr/bin/bwrap",
+        "--ro-bind",
+        "/e/service-x",
+        "/e/service-x",
+        "/e/service-x/bin/acme",
+    ]
 
 
 def test_npm_services_share_one_node() -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ IDENTITY = {
     "X-Gatehouse-Scope": "mcp",
 }
 SECRETS = {"Authorization": "Bearer tell-no-one", "Cookie": "a=tell-no-one", "X-Api-Key": "tell-no-one"}
+TOOLS = ["echo", "whoami", "headers", "token", "timing", "cors", "negotiation", "session", "health"]
 ACCEPT = {"Accept": "application/json, text/event-stream"}
 
 
@@ -123,11 +125,86 @@ async def test_whoever_lacks_a_tool_neither_sees_nor_calls_it(mode: str) -> None
                 Client(streamable_http_client(f"{url}/mcp", http_client=http), mode=mode) as client,
             ):
                 listed = {tool.name for tool in (await client.list_tools()).tools}
-                assert listed == {"echo", "whoami"} | ({"headers"} if has else set())
+                assert listed == set(TOOLS) - (set() if has else {"headers"})
                 if not has:
                     with pytest.raises(MCPError, match="Unknown tool"):
                         await client.call_tool("headers", {})
         assert json.loads(await call(url, "headers", mode, IDENTITY))["host"]
+
+
+# covers: diagnostics-secret
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+async def test_no_tool_shows_a_secret(url: str, mode: str) -> None:
+    for tool in TOOLS:
+        arguments = {"text": "x"} if tool == "echo" else {}
+        text = await call(
+            url, tool, mode, IDENTITY | SECRETS | {"Mcp-Session-Id": "tell-no-one"}, **arguments
+        )
+        assert "tell-no-one" not in text
+
+
+# covers: diagnostics
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+async def test_token_shows_the_claims_that_the_gateway_passes_on(url: str, mode: str) -> None:
+    shown = json.loads(await call(url, "token", mode, IDENTITY))
+    assert shown["claims"] == {
+        "sub": "local:ana",
+        "aud": "https://echo.example.com/mcp",
+        "client_id": "client-1",
+        "scope": "mcp",
+        "name": "Ana María",
+        "email": "ana@example.com",
+        "groups": ["staff", "docs, old"],
+    }
+    assert shown["authorization_header"].startswith("absent")
+    beside = json.loads(await call(url, "token", mode, SECRETS))
+    assert beside["authorization_header"].startswith("present"), "the gateway is not in front"
+    assert set(beside["claims"].values()) == {None}
+
+
+# covers: diagnostics
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+async def test_timing_tells_the_way_from_the_service(url: str, mode: str) -> None:
+    sent = time.time() - 5
+    shown = json.loads(await call(url, "timing", mode, {}, sent=sent))
+    assert 5000 <= shown["on_the_way_ms"] < 60_000
+    assert 0 <= shown["in_this_service_ms"] < 5000
+    assert abs(datetime.fromisoformat(shown["came"]).timestamp() - sent - 5) < 60
+    assert json.loads(await call(url, "timing", mode, {}))["on_the_way_ms"] is None
+
+
+# covers: diagnostics
+async def test_cors_says_what_an_origin_gets(url: str) -> None:
+    page = json.loads(await call(url, "cors", "legacy", {"Origin": "https://app.example.com"}))
+    assert (page["origin"], page["admitted"]) == ("https://app.example.com", True)
+    program = json.loads(await call(url, "cors", "legacy", {}))
+    assert (program["origin"], program["admitted"]) == (None, None)
+
+
+# covers: diagnostics
+async def test_negotiation_shows_both_sides(url: str) -> None:
+    shown = json.loads(await call(url, "negotiation", "2026-07-28", {}))
+    assert (shown["asked"], shown["chosen"]) == ("2026-07-28", "2026-07-28")
+    assert shown["client"]["capabilities"] is not None
+    assert "tools" in shown["server"]["capabilities"]
+    earlier = json.loads(await call(url, "negotiation", "legacy", {}))
+    assert earlier["chosen"] == earlier["asked"] == "2025-11-25"
+    assert "forgotten" in earlier["explanation"]
+    assert {"2024-11-05", "2026-07-28"} <= set(earlier["spoken"])
+
+
+async def test_there_is_no_session_and_it_says_why(url: str) -> None:
+    shown = json.loads(await call(url, "session", "legacy", {"Mcp-Session-Id": "x"}))
+    assert shown["session"] is None
+    assert shown["sent_a_session_id"]
+
+
+# covers: diagnostics
+async def test_health_says_what_runs(url: str) -> None:
+    shown = json.loads(await call(url, "health", "legacy", {}))
+    assert (shown["status"], shown["service"]) == ("ok", "echo")
+    assert shown["mcp"].startswith("2.")
+    assert shown["peak_memory_mib"] > 10
 
 
 @pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
@@ -150,7 +227,7 @@ def test_every_earlier_revision_is_spoken_without_a_session(url: str, version: s
     headers = ACCEPT | {"MCP-Protocol-Version": version}
     body = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
     tools = httpx.post(f"{url}/mcp", json=body, headers=headers).json()["result"]["tools"]
-    assert [tool["name"] for tool in tools] == ["echo", "whoami", "headers"]
+    assert [tool["name"] for tool in tools] == TOOLS
 
 
 def stateless(name: str, **headers: str) -> dict[str, Any]:
@@ -179,6 +256,59 @@ def test_an_unknown_revision_is_refused(url: str) -> None:
     request["json"]["params"]["_meta"]["io.modelcontextprotocol/protocolVersion"] = "2099-01-01"
     answer = httpx.post(f"{url}/mcp", **request)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, -32022)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "code"),
+    [
+        ({"jsonrpc": "1.0"}, 400, None),
+        ({"id": None}, 202, None),
+        ({"id": True}, 202, None),
+        ({"method": "no/such"}, 200, -32601),
+        ({"params": {"name": "nothing", "arguments": {}}}, 200, -32602),
+        ({"params": {"name": 1}}, 200, -32602),
+        ({"params": []}, 400, None),
+    ],
+)
+def test_what_is_wrong_with_a_request_is_said(
+    url: str, changes: dict[str, Any], status: int, code: int | None
+) -> None:
+    body = {
+        "jsonrpc": "2.0",
+        "id": 7,
+        "method": "tools/call",
+        "params": {"name": "echo", "arguments": {}},
+    } | changes
+    answer = httpx.post(f"{url}/mcp", json=body, headers=ACCEPT | {"MCP-Protocol-Version": "2025-06-18"})
+    assert answer.status_code == status
+    if code is not None:
+        assert (answer.json()["id"], answer.json()["error"]["code"]) == (7, code)
+
+
+def test_what_is_no_json_or_too_long_is_refused(url: str) -> None:
+    headers = ACCEPT | {"Content-Type": "application/json"}
+    assert httpx.post(f"{url}/mcp", content=b"{", headers=headers).status_code == 400
+    assert httpx.post(f"{url}/mcp", content=b"[" * 100_000, headers=headers).status_code == 400
+    long = json.dumps({"text": "x" * 5_000_000}).encode()
+    assert httpx.post(f"{url}/mcp", content=long, headers=headers).status_code == 413
+    parts = (long[at : at + 65536] for at in range(0, len(long), 65536))
+    assert httpx.post(f"{url}/mcp", content=parts, headers=headers).status_code == 413
+    # A request in pieces is as good as a whole one.
+    request = stateless("echo")
+    whole = json.dumps(request["json"]).encode()
+    pieces = (whole[at : at + 10] for at in range(0, len(whole), 10))
+    answer = httpx.post(
+        f"{url}/mcp", content=pieces, headers=request["headers"] | {"Content-Type": "application/json"}
+    )
+    assert answer.json()["result"]["content"][0]["text"] == "x"
+
+
+@pytest.mark.parametrize("header", ["MCP-Protocol-Version", "Mcp-Method", "Mcp-Name"])
+def test_a_header_that_comes_twice_is_refused(url: str, header: str) -> None:
+    request = stateless("echo")
+    twice = [*request["headers"].items(), (header, request["headers"][header])]
+    answer = httpx.post(f"{url}/mcp", json=request["json"], headers=twice)
+    assert answer.status_code == 400
 
 
 @pytest.mark.parametrize(

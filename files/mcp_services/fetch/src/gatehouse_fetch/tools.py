@@ -12,7 +12,7 @@ from gatehouse_fetch import VERSION, FetchError
 from gatehouse_fetch.fetching import HTML, Fetcher, Page
 from gatehouse_fetch.policy import URL_LIMIT, parse
 from gatehouse_fetch.reading import Reader
-from gatehouse_service.native import answer, tool_server
+from gatehouse_service.native import Context, answer, tool_server
 from gatehouse_service.tools import ToolRules
 
 LOG = logging.getLogger("gatehouse_fetch")
@@ -48,9 +48,7 @@ class Fetching:
         self._fetcher = fetcher
         self._reader = reader
 
-    async def call(
-        self, name: str, arguments: Mapping[str, Any], headers: Mapping[str, str]
-    ) -> CallToolResult:
+    async def call(self, name: str, arguments: Mapping[str, Any], ctx: Context) -> CallToolResult:
         """Answer with a part of a page, or with a sentence that says why there is none."""
         try:
             wanted = Arguments.model_validate(arguments)

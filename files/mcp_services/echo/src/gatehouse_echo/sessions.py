@@ -1,0 +1,162 @@
+"""Sessions of the earlier revisions: whose they are, what of them can be sent again, and how many there may be.
+
+The SDK keeps a session and its streams. What it leaves to a service is here: a session is one user's, and the events of
+one are no one else's.
+"""
+
+import secrets
+import time
+from collections import deque
+from collections.abc import MutableMapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakValueDictionary
+
+from mcp.server.lowlevel import Server
+from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp_types import JSONRPCMessage
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
+
+from gatehouse_echo.settings import EchoSettings
+from gatehouse_service.configuration import ServiceSettings
+from gatehouse_service.native import App, Receive, Scope, Send, reply
+
+# What is kept of a session's events.
+MAX_EVENTS = 256
+MAX_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Event:
+    """What was sent on one of a session's streams; no message where it only marks the stream's beginning."""
+
+    id: str
+    stream: str
+    message: JSONRPCMessage | None
+    size: int
+
+
+@dataclass(eq=False)
+class Session:
+    """One session. It lives as long as the SDK serves it."""
+
+    owner: str
+    opened: float = field(default_factory=time.time)
+    requests: int = 0
+    count: int = 0
+    subscribed: set[str] = field(default_factory=set)
+    events: deque[Event] = field(default_factory=deque)
+    kept: int = 0
+    dropped: int = 0
+    # Event ids of one session are of no use in another, and cannot be guessed.
+    _prefix: str = field(default_factory=lambda: secrets.token_hex(8))
+    _last: int = 0
+
+    def keep(self, stream: str, message: JSONRPCMessage | None) -> str:
+        """Keep an event; the oldest go where it becomes too much. Gives its id."""
+        self._last += 1
+        size = len(message.model_dump_json(by_alias=True, exclude_none=True)) if message else 0
+        event = Event(f"{self._prefix}-{self._last}", stream, message, size)
+        self.events.append(event)
+        self.kept += size
+        while len(self.events) > MAX_EVENTS or self.kept > MAX_BYTES:
+            self.kept -= self.events.popleft().size
+            self.dropped += 1
+        return event.id
+
+    def after(self, event_id: str) -> tuple[str, list[Event]] | None:
+        """The stream of an event and what followed on it; None where the event is not kept."""
+        for at, event in enumerate(self.events):
+            if event.id == event_id:
+                later = list(self.events)[at + 1 :]
+                return event.stream, [one for one in later if one.stream == event.stream]
+        return None
+
+
+# The session of the request under way, and of all that the SDK does for it.
+CURRENT: ContextVar[Session | None] = ContextVar("CURRENT", default=None)
+
+
+class Events(EventStore):
+    """The SDK's view of what is kept. It names a stream by the request's id, which is unique in a session alone."""
+
+    async def store_event(self, stream_id: str, message: JSONRPCMessage | None) -> str:
+        """Keep an event of the current session; gives its id."""
+        session = CURRENT.get()
+        if session is None:
+            raise LookupError("an event outside a session")
+        return session.keep(stream_id, message)
+
+    async def replay_events_after(self, last_event_id: str, send_callback: EventCallback) -> str | None:
+        """Send again what followed an event of the current session; gives the stream, None where it is not kept."""
+        session = CURRENT.get()
+        found = session.after(last_event_id) if session else None
+        if found is None:
+            return None
+        stream, events = found
+        for event in events:
+            if event.message is not None:
+                await send_callback(EventMessage(event.message, event.id))
+        return stream
+
+
+class StatefulApp(App):
+    """The application with sessions. Requests of 2026-07-28 have none, here either."""
+
+    def __init__(self, settings: ServiceSettings, echo: EchoSettings, server: Server[Any]) -> None:
+        """See the class."""
+        self._per_user = echo.max_sessions_per_user
+        # Nothing but the SDK's task of a session holds it: when that ends, it is gone.
+        self._sessions: WeakValueDictionary[str, Session] = WeakValueDictionary()
+        manager = StreamableHTTPSessionManager(
+            app=server,
+            event_store=Events(),
+            session_idle_timeout=echo.idle_seconds,
+            max_sessions=echo.max_sessions,
+        )
+        super().__init__(settings, server, manager)
+
+    async def serve_mcp(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request to `/mcp`. A session that is another user's is none at all."""
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        version = headers.get(b"mcp-protocol-version")
+        if version is not None and version not in HANDSHAKE_PROTOCOL_VERSIONS:
+            CURRENT.set(None)
+            await self._mcp.handle_request(scope, receive, send)
+            return
+        user, name = headers.get(b"x-gatehouse-user", ""), headers.get(b"mcp-session-id")
+        if name is None:
+            if scope["method"] != "POST":
+                await _refuse(send, 400, "Missing session id: initialize first")
+            elif sum(session.owner == user for session in self._sessions.values()) >= self._per_user:
+                await _refuse(send, 503, "You have too many sessions open: end one, or wait until it expires")
+            else:
+                await self._open(Session(user), scope, receive, send)
+            return
+        session = self._sessions.get(name)
+        if session is None or session.owner != user:
+            await _refuse(send, 404, "No such session: initialize again")
+            return
+        session.requests += 1
+        CURRENT.set(session)
+        await self._mcp.handle_request(scope, receive, send)
+
+    async def _open(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
+        async def watch(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start" and message["status"] < 400:
+                for name, value in message["headers"]:
+                    if name.lower() == b"mcp-session-id":
+                        self._sessions[value.decode("latin-1")] = session
+            await send(message)
+
+        session.requests += 1
+        CURRENT.set(session)
+        await self._mcp.handle_request(scope, receive, watch)
+
+
+async def _refuse(send: Send, status: int, text: str) -> None:
+    code = -32600 if status < 500 else -32603
+    body = f'{{"jsonrpc":"2.0","id":null,"error":{{"code":{code},"message":"{text}"}}}}'
+    await reply(send, status, body.encode())

@@ -1,0 +1,202 @@
+"""The stateful form: a real process, with sessions of its own and of others."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from test_echo import ACCEPT, call, running
+
+ANA, BEN = {"X-Gatehouse-User": "local:ana"}, {"X-Gatehouse-User": "local:ben"}
+STATEFUL = {"ECHO_STATEFUL": "true"}
+COUNTER = "session://counter"
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running(**STATEFUL) as address:
+        yield address
+
+
+def data_of(text: str) -> list[dict[str, Any]]:
+    return [
+        json.loads(line[5:]) for line in text.splitlines() if line.startswith("data:") and line[5:].strip()
+    ]
+
+
+class Client:
+    """A client of one session, that shows what a library would hide."""
+
+    def __init__(self, url: str, user: dict[str, str], version: str = "2025-11-25") -> None:
+        self.url = f"{url}/mcp"
+        self.headers = ACCEPT | user | {"MCP-Protocol-Version": version}
+        self._last = 0
+        params = {
+            "protocolVersion": version,
+            "capabilities": {"roots": {}},
+            "clientInfo": {"name": "t", "version": "1"},
+        }
+        opened = self.post("initialize", params)
+        assert opened.status_code == 200, opened.text
+        self.headers["Mcp-Session-Id"] = opened.headers["mcp-session-id"]
+        assert httpx.post(
+            self.url, json={"jsonrpc": "2.0", "method": "notifications/initialized"}, headers=self.headers
+        ).is_success
+
+    def body(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        self._last += 1
+        return {"jsonrpc": "2.0", "id": self._last, "method": method, "params": params}
+
+    def post(self, method: str, params: dict[str, Any], **headers: str) -> httpx.Response:
+        return httpx.post(
+            self.url, json=self.body(method, params), headers=self.headers | headers, timeout=30
+        )
+
+    def tool(self, name: str, **arguments: Any) -> Any:
+        answered = self.post("tools/call", {"name": name, "arguments": arguments})
+        assert answered.status_code == 200, answered.text
+        result = data_of(answered.text)[-1]["result"]
+        assert not result.get("isError"), result
+        return json.loads(result["content"][0]["text"])
+
+
+# covers: diagnostics
+def test_a_session_counts_for_itself(url: str) -> None:
+    one, other = Client(url, ANA), Client(url, ANA)
+    assert [one.tool("count")["count"] for _ in range(3)] == [1, 2, 3]
+    assert other.tool("count")["count"] == 1
+    shown = one.tool("session")
+    assert (shown["owner"], shown["count"]) == ("local:ana", 3)
+    assert shown["requests"] == 6
+    assert one.headers["Mcp-Session-Id"] not in json.dumps([shown, one.tool("replay"), one.tool("headers")])
+
+
+def test_negotiation_remembers_the_handshake(url: str) -> None:
+    shown = Client(url, ANA, "2025-06-18").tool("negotiation")
+    assert (shown["asked"], shown["chosen"]) == ("2025-06-18", "2025-06-18")
+    assert shown["client"] == {"info": {"name": "t", "version": "1"}, "capabilities": {"roots": {}}}
+    assert shown["server"]["capabilities"]["resources"]["subscribe"]
+
+
+# covers: sessions
+@pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
+def test_a_session_is_its_user_s_alone(url: str, method: str) -> None:
+    ana = Client(url, ANA)
+    stolen = ana.headers | BEN
+    body = ana.body("tools/call", {"name": "count", "arguments": {}}) if method == "POST" else None
+    answered = httpx.request(method, ana.url, json=body, headers=stolen)
+    unknown = httpx.request(method, ana.url, json=body, headers=stolen | {"Mcp-Session-Id": "0" * 32})
+    assert answered.status_code == unknown.status_code == 404
+    assert answered.content == unknown.content, "whether it is another's or none at all, no one learns"
+    assert ana.tool("count")["count"] == 1, "and it is as it was"
+
+
+def test_no_session_is_400_and_an_ended_one_404(url: str) -> None:
+    assert httpx.get(f"{url}/mcp", headers=ACCEPT | ANA).status_code == 400
+    client = Client(url, ANA)
+    assert httpx.delete(client.url, headers=client.headers).is_success
+    assert client.post("tools/list", {}).status_code == 404
+
+
+# covers: restart-404
+def test_after_a_restart_old_sessions_are_404() -> None:
+    with running(**STATEFUL) as before:
+        client = Client(before, ANA)
+    with running(**STATEFUL) as after:
+        client.url = f"{after}/mcp"
+        assert client.post("tools/list", {}).status_code == 404
+        assert Client(after, ANA).tool("count")["count"] == 1
+
+
+def test_subscribers_are_told_on_the_session_s_own_stream(url: str) -> None:
+    client, other = Client(url, ANA), Client(url, ANA)
+    assert client.post("resources/subscribe", {"uri": COUNTER}).is_success
+    with httpx.stream("GET", client.url, headers=client.headers, timeout=10) as stream:
+        other.tool("count")
+        client.tool("count")
+        told = next(
+            json.loads(line[5:])
+            for line in stream.iter_lines()
+            if line.startswith("data:") and line[5:].strip()
+        )
+    assert told["method"] == "notifications/resources/updated"
+    assert told["params"]["uri"] == COUNTER
+    read = client.post("resources/read", {"uri": COUNTER})
+    assert data_of(read.text)[-1]["result"]["contents"][0]["text"] == "1"
+
+
+def test_a_broken_stream_is_resumed_by_its_last_event(url: str) -> None:
+    client, ben = Client(url, ANA), Client(url, BEN)
+    broken = client.post("tools/call", {"name": "disconnect", "arguments": {}})
+    assert not data_of(broken.text), "it was closed before the answer"
+    last = next(line[3:].strip() for line in broken.text.splitlines() if line.startswith("id:"))
+    time.sleep(0.3)
+    # The id is of no use in a session of another user, nor in another of one's own.
+    for stranger in (ben, Client(url, ANA)):
+        with httpx.stream("GET", stranger.url, headers=stranger.headers | {"Last-Event-ID": last}) as stream:
+            assert "disconnected" not in stream.read().decode()
+    with httpx.stream(
+        "GET", client.url, headers=client.headers | {"Last-Event-ID": last}, timeout=10
+    ) as stream:
+        resumed = next(line for line in stream.iter_lines() if "disconnected" in line)
+    assert json.loads(resumed[5:])["id"] == client._last
+
+
+# covers: session-bounds
+def test_of_a_session_s_events_a_bounded_number_is_kept(url: str) -> None:
+    client = Client(url, ANA)
+    params = {"name": "stream", "arguments": {"seconds": 2, "per_second": 200, "bytes": 4096}}
+    sent = client.post("tools/call", params | {"_meta": {"progressToken": "p"}})
+    events = data_of(sent.text)
+    assert len(events) == 401
+    progress = events[0]["params"]
+    assert len(progress["message"]) == 4096
+    assert abs(json.loads(progress["message"])["sent"] - time.time()) < 60
+    kept = client.tool("replay")
+    assert kept["dropped"] > 300
+    assert sum(event["bytes"] for event in kept["kept"]) <= kept["at_most"]["bytes"]
+
+
+# covers: session-bounds
+def test_how_many_sessions_there_may_be() -> None:
+    bounds = {"ECHO_MAX_SESSIONS": "3", "ECHO_MAX_SESSIONS_PER_USER": "2"}
+    with running(**STATEFUL, **bounds) as url:
+        first = Client(url, ANA)
+        Client(url, ANA)
+        hello = {
+            "protocolVersion": "2025-11-25",
+            "capabilities": {},
+            "clientInfo": {"name": "t", "version": "1"},
+        }
+        body = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
+
+        def opening(user: dict[str, str]) -> int:
+            return httpx.post(f"{url}/mcp", json=body, headers=ACCEPT | user).status_code
+
+        assert opening(ANA) == 503, "one user takes not all places"
+        assert opening(BEN) == 200
+        assert opening(BEN) == 503, "all are taken"
+        assert httpx.delete(first.url, headers=first.headers).is_success
+        assert opening(BEN) == 200
+
+
+def test_a_session_that_nobody_uses_ends() -> None:
+    with running(**STATEFUL, ECHO_IDLE_SECONDS="1") as url:
+        client = Client(url, ANA)
+        time.sleep(2.5)
+        assert client.post("tools/list", {}).status_code == 404
+
+
+async def test_requests_of_2026_need_no_session(url: str) -> None:
+    assert await call(url, "echo", "2026-07-28", ANA, text="x") == "x"
+    assert json.loads(await call(url, "session", "2026-07-28", ANA))["session"] is None
+    assert json.loads(await call(url, "wait", "2026-07-28", ANA, seconds=0.1)) == {"waited_seconds": 0.1}
+
+
+@pytest.mark.parametrize("seconds", [-1, 901, "x", True, None])
+def test_how_long_a_call_may_take_is_bounded(url: str, seconds: Any) -> None:
+    client = Client(url, ANA)
+    refused = client.post("tools/call", {"name": "wait", "arguments": {"seconds": seconds}})
+    assert data_of(refused.text)[-1]["error"]["code"] == -32602
