@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -215,7 +215,7 @@ class Bridge:
         method: str,
         params: dict[str, Any] | None = None,
         user: str = "",
-        headers: dict[str, str | None] | None = None,
+        headers: Mapping[str, str | None] | None = None,
     ) -> httpx.Response:
         """A request of 2026-07-28; headers that are None are left out."""
         params = {"_meta": META, **(params or {})}
