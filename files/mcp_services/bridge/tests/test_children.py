@@ -21,9 +21,8 @@ Start = Callable[..., Bridge]
 @pytest.mark.parametrize(
     ("tool", "how"), [("crash", "status 7"), ("killed", "signal 9"), ("close_stdout", "")]
 )
-async def test_a_crash_is_told_to_who_waits_and_hurts_no_other(start: Start, tool: str, how: str) -> None:
-    bridge = start()
-    victim, other = await bridge.open(), await bridge.open()
+async def test_a_crash_is_told_to_who_waits_and_hurts_no_other(common: Bridge, tool: str, how: str) -> None:
+    victim, other = await common.open(), await common.open()
     async with victim.stream() as standalone:
         slow = asyncio.create_task(victim.post(victim.tool("sleep", identifier="s", seconds=30)))
         await asyncio.sleep(0.7)
@@ -37,11 +36,11 @@ async def test_a_crash_is_told_to_who_waits_and_hurts_no_other(start: Start, too
         assert how in message["error"]["message"]
     assert (await victim.post(victim.tool("echo"))).status_code == 404
     assert await other.call("echo", text="unhurt") == "unhurt"
-    assert await (await bridge.open()).call("echo", text="new") == "new"
+    assert await (await common.open()).call("echo", text="new") == "new"
 
 
-async def test_last_words_arrive(start: Start) -> None:
-    session = await start().open()
+async def test_last_words_arrive(common: Bridge) -> None:
+    session = await common.open()
     assert await session.call("last_words") == "bye"
 
 
@@ -126,17 +125,15 @@ async def test_the_whole_tree_dies_with_the_session(start: Start) -> None:
 
 
 # covers: tree
-async def test_the_tree_of_a_crashed_child_dies_too(start: Start) -> None:
-    bridge = start()
-    session = await bridge.open()
+async def test_the_tree_of_a_crashed_child_dies_too(common: Bridge) -> None:
+    session = await common.open()
     spawned = json.loads(await session.call("spawn"))
     assert "error" in answer(await session.post(session.tool("crash")))
     eventually(lambda: not any(alive(pid) for pid in spawned))
 
 
-async def test_a_stubborn_child_is_killed(start: Start) -> None:
-    bridge = start()
-    session = await bridge.open()
+async def test_a_stubborn_child_is_killed(common: Bridge) -> None:
+    session = await common.open()
     pid = int(await session.call("pid"))
     subprocess.run(["kill", "-STOP", str(pid)], check=True)
     assert await session.delete() == 204

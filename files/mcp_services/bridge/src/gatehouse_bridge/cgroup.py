@@ -94,14 +94,15 @@ class Groups:
             "processes": {} if processes is None else {"pids.max": str(processes)},
             "cpu": {} if cpu is None else {"cpu.max": f"{int(cpu * CPU_PERIOD)} {CPU_PERIOD}"},
         }
+        # Which limits the kernel holds, and what each child's cgroup gets for that.
         self.held: set[str] = set()
-        self._limits: dict[str, str] = {}
+        self.limits: dict[str, str] = {}
         for limit, files in wanted.items():
             if files:
                 with suppress(OSError):
                     (path / "cgroup.subtree_control").write_text(f"+{CONTROLLERS[limit]}")
                     self.held.add(limit)
-                    self._limits |= files
+                    self.limits |= files
         self._sweep()
 
     def make(self, name: str) -> Group:
@@ -110,7 +111,7 @@ class Groups:
         Raises:
             OSError: it cannot be made.
         """
-        return Group(self._path / f"child-{name}", self._limits)
+        return Group(self._path / f"child-{name}", self.limits)
 
     def _sweep(self) -> None:
         """Remove what a bridge that was killed has left; systemd has killed all that was in it."""

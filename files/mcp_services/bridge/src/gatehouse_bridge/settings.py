@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Self
+from urllib.parse import unquote
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -100,10 +101,13 @@ class Secrets:
     def of(self, user: str) -> dict[str, str]:
         """The variables of a user's child: his own before those for all.
 
+        Args:
+            user: As the gateway writes it into the header (percent-encoded where it must be).
+
         Raises:
             MissingSecretError: he has none of a name that is personal, and neither have all.
         """
-        found = {**self.shared, **(self.by_user.get(user, {}) if user else {})}
+        found = {**self.shared, **(self.by_user.get(unquote(user), {}) if user else {})}
         missing = [name for name in self.personal if name not in found]
         if missing:
             raise MissingSecretError(missing)
