@@ -6,13 +6,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import NASTY, Bridge, alive, answer, descendants, environment, eventually, none_alive
+from conftest import NASTY, Bridge, alive, answer, descendants, environment, eventually
 
 Start = Callable[..., Bridge]
 
@@ -138,29 +137,6 @@ async def test_a_stubborn_child_is_killed(common: Bridge) -> None:
     subprocess.run(["kill", "-STOP", str(pid)], check=True)
     assert await session.delete() == 204
     eventually(lambda: not alive(pid))
-
-
-# covers: tree
-async def test_nothing_is_left_however_rudely_sessions_end(start: Start) -> None:
-    bridge = start(BRIDGE_IDLE_SECONDS=2, BRIDGE_MAX_CHILDREN=100)
-    for _ in range(3):
-        sessions = await asyncio.gather(*(bridge.open(f"local:u{n}") for n in range(8)))
-        spawned = [json.loads(await session.call("spawn")) for session in sessions[:2]]
-        abandoned = bridge.session("local:u3")
-        abandoned.headers |= sessions[3].headers
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.7):
-                await abandoned.post(abandoned.tool("sleep", seconds=60))
-        await sessions[0].delete()
-        await sessions[1].post(sessions[1].tool("crash"))
-        subprocess.run(["kill", "-9", await sessions[2].call("pid")], check=True)
-        # Those that are left say no goodbye.
-        gone = [pid for pids in spawned for pid in pids]
-        eventually(partial(none_alive, gone))
-    eventually(lambda: bridge.health["sessions"] == 0 and bridge.health["children"] == 1, 30)
-    assert len(descendants(bridge.process.pid)) == 1
-    files = len(list(Path(f"/proc/{bridge.process.pid}/fd").iterdir()))
-    assert files < 40
 
 
 @pytest.mark.parametrize("isolation", ["shared", "per_user", "per_session"])

@@ -50,7 +50,7 @@ def cgroup() -> Iterator[Path]:
     path.rmdir()
 
 
-# covers: child-limits tree
+# covers: child-limits, tree
 async def test_each_child_has_a_cgroup_that_goes_with_it(start: Start, cgroup: Path) -> None:
     enter = partial((cgroup / "cgroup.procs").write_text, "0")
     bridge = start(before=enter, BRIDGE_CHILD_PROCESSES=50, BRIDGE_WARM=0, BRIDGE_IDLE_SECONDS=0.5)
