@@ -204,7 +204,7 @@ class Bridge:
 
     @property
     def health(self) -> dict[str, Any]:
-        return dict(httpx.get(f"{self.url}/health").json())
+        return dict(httpx.get(f"{self.url}/health", timeout=60).json())
 
     @property
     def log(self) -> str:

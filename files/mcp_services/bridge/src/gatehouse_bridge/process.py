@@ -167,8 +167,9 @@ class Process:
         self._processes.pop(self.pid, None)
 
     def _members(self) -> set[int]:
-        found = tree.members(self.pid, self._mark, self._processes)
-        return found if self._group is None else found | self._group.members()
+        if self._group is not None:
+            return self._group.members()
+        return tree.members(self.pid, self._mark, self._processes)
 
     def owns(self, pid: int, mark: str | None, session: int) -> bool:
         """Whether an adopted orphan is of this child's tree."""
