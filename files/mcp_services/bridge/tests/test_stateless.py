@@ -3,12 +3,14 @@
 import asyncio
 import base64
 import json
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from conftest import ACCEPT, META, MODERN, Bridge, Events, eventually
+from conftest import ACCEPT, META, MODERN, Bridge, Events, alive, eventually
 
 Start = Callable[..., Bridge]
 SERVER = {"io.modelcontextprotocol/serverInfo": {"name": "nasty", "version": "1"}}
@@ -262,3 +264,69 @@ async def test_an_idle_child_ends(start: Start) -> None:
     await bridge.stateless("tools/list")
     assert bridge.health["children"] == 1
     eventually(lambda: bridge.health["children"] == 0)
+
+
+def asking(identifier: str, **more: Any) -> dict[str, Any]:
+    meta = META | {"io.modelcontextprotocol/clientCapabilities": {"elicitation": {"form": {}}}}
+    return {**call("ask", id=identifier, method="elicitation/create"), "_meta": meta, **more}
+
+
+# covers: mrtr
+async def test_what_a_server_asks_in_the_middle_of_a_call(common: Bridge) -> None:
+    response = await common.stateless("tools/call", asking("q"))
+    result = response.json()["result"]
+    assert result["resultType"] == "input_required"
+    ((name, question),) = result["inputRequests"].items()
+    assert question == {"method": "elicitation/create", "params": {"message": "?"}}
+    state = result["requestState"]
+    # Nobody else takes it up, and not as another call.
+    strangers = [
+        await common.stateless("tools/call", asking("q", requestState=state), user="local:eve"),
+        await common.stateless("tools/call", {**asking("q", requestState=state), "name": "echo"}),
+        await common.stateless("tools/call", asking("q", requestState="guessed")),
+    ]
+    assert [stranger.json()["error"]["code"] for stranger in strangers] == [-32602] * 3
+    # Without an answer it is asked again.
+    result = (await common.stateless("tools/call", asking("q", requestState=state))).json()["result"]
+    assert list(result["inputRequests"]) == [name]
+    assert result["requestState"] != state
+    said = {"action": "accept", "content": {"n": 1.5}}
+    answered = asking("q", requestState=result["requestState"], inputResponses={name: said})
+    result = (await common.stateless("tools/call", answered)).json()["result"]
+    assert result["resultType"] == "complete"
+    assert json.loads(result["content"][0]["text"]) == said
+    # Once.
+    assert (await common.stateless("tools/call", answered)).json()["error"]["code"] == -32602
+
+
+# covers: mrtr
+async def test_a_server_asks_only_what_the_client_can_be_asked(common: Bridge) -> None:
+    meta = META | {"io.modelcontextprotocol/clientCapabilities": {"elicitation": {}, "com.example/own": {}}}
+    seen = await common.stateless("tools/call", {**call("seen"), "_meta": meta})
+    hello = json.loads(seen.json()["result"]["content"][0]["text"])[0]
+    assert hello["params"]["capabilities"] == {"elicitation": {}}
+
+
+# covers: mrtr
+async def test_a_call_whose_client_does_not_come_back_is_cancelled(start: Start) -> None:
+    bridge = start(BRIDGE_IDLE_SECONDS=1, BRIDGE_WARM=0)
+    result = (await bridge.stateless("tools/call", asking("q"))).json()["result"]
+    eventually(lambda: bridge.health["children"] == 0)
+    late = await bridge.stateless("tools/call", asking("q", requestState=result["requestState"]))
+    assert late.json()["error"]["code"] == -32602
+    assert bridge.health["children"] == 0
+
+
+# covers: mrtr
+async def test_a_child_that_dies_while_its_client_is_asked(common: Bridge) -> None:
+    result = (await common.stateless("tools/call", asking("q"))).json()["result"]
+    capable = {"_meta": asking("q")["_meta"]}
+    pid = await common.stateless("tools/call", {**call("pid"), **capable})
+    child = int(pid.json()["result"]["content"][0]["text"])
+    os.kill(child, signal.SIGKILL)
+    eventually(lambda: not alive(child))
+    await asyncio.sleep(1)
+    again = asking("q", requestState=result["requestState"], inputResponses={})
+    late = (await common.stateless("tools/call", again)).json()
+    assert late["id"] == "a"
+    assert late["error"]["data"] == {"reason": "child_exited"}

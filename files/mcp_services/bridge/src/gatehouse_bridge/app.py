@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Hashable
-from typing import Literal
+from collections.abc import Hashable, Mapping
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from gatehouse_bridge import jsonrpc, stateless
+from gatehouse_bridge import jsonrpc, rounds, stateless
 from gatehouse_bridge.child import Child, ChildError
 from gatehouse_bridge.http import (
     LOOPBACK,
@@ -25,6 +25,7 @@ from gatehouse_bridge.log import Log
 from gatehouse_bridge.metrics import CONTENT_TYPE, Metrics
 from gatehouse_bridge.pool import Pool
 from gatehouse_bridge.process import MAX_MESSAGE
+from gatehouse_bridge.rounds import Rounds
 from gatehouse_bridge.session import Session
 from gatehouse_bridge.settings import Settings
 from gatehouse_bridge.stateless import Exchange, Refusal
@@ -36,6 +37,8 @@ from gatehouse_service.tools import groups_of
 BODIES_MAX = 128 * 1024 * 1024
 # A session that nobody is connected to for so long gives its place to one who needs it.
 EVICTABLE_SECONDS = 60.0
+# A person may take so long to answer what a server asks.
+ROUND_SECONDS = 600.0
 # The answer to a request of 2026-07-28 is plain JSON, with a telling status, unless it takes longer than this.
 STATELESS_PATIENCE = 15.0
 # A child that starts takes its time; until it has answered there is no session to come back to.
@@ -71,6 +74,7 @@ class App:
         )
         self._sessions: dict[str, Session] = {}
         self._exchanges: set[Exchange] = set()
+        self._rounds = Rounds()
         self._bodies = 0
         self._draining = False
         self._metrics.watch(
@@ -212,7 +216,7 @@ class App:
                 self._make_room(user)
                 child = await self._pool.own(user)
             else:
-                child = await self._joint(user, request)
+                child = await self._joint(self._key(user, request), user)
         except ChildError as error:
             await self._failed(request, error, message.id)
             return
@@ -327,6 +331,7 @@ class App:
         while True:
             await asyncio.sleep(min(5.0, self._idle_seconds / 4))
             now = time.monotonic()
+            self._rounds.expire(min(ROUND_SECONDS, self._idle_seconds))
             for session in [*self._sessions.values()]:
                 if not session.connections and now - session.idle_since >= self._idle_seconds:
                     self._close(session, "idle")
@@ -348,10 +353,20 @@ class App:
         exchange = None
         try:
             stateless.check(request, message)
-            child = await self._joint(self._user(request), request)
-            exchange = Exchange(child, message, permit)
-            self._exchanges.add(exchange)
-            await exchange.begin()
+            user = self._user(request)
+            # Only where one child has one client is it known whom the child asks.
+            alone = self._isolation == "per_session"
+            offered = rounds.asked_of(message.meta, stateless.CAPABILITIES_KEY) if alone else {}
+            key = self._key(user, request, offered)
+            if message.param("requestState") is not None:
+                exchange = self._rounds.resume(key, message, permit)
+                self._exchanges.add(exchange)
+            else:
+                child = await self._joint(key, user, offered)
+                child.on_ask = self._rounds.ask
+                exchange = Exchange(child, message, permit, key)
+                self._exchanges.add(exchange)
+                await exchange.begin()
             self._release(request)
             listens = message.method == "subscriptions/listen"
             patience = None if listens else STATELESS_PATIENCE
@@ -367,16 +382,20 @@ class App:
 
     # Common
 
-    async def _joint(self, user: str, request: Request) -> Child:
-        key: Hashable = {
+    def _key(self, user: str, request: Request, offered: Mapping[str, Any] | None = None) -> Hashable:
+        """Who has the same child."""
+        keys: dict[str, Hashable] = {
             "shared": (),
             "per_user": (user,),
-            # Without a session, what comes nearest to one: what one user does with one client.
-            "per_session": (user, request.header(b"x-gatehouse-client") or ""),
-        }[self._isolation]
+            # Without a session, what comes nearest to one: what one user does with one client, which can be asked the same.
+            "per_session": (user, request.header(b"x-gatehouse-client") or "", jsonrpc.dump(offered or {})),
+        }
+        return keys[self._isolation]
+
+    async def _joint(self, key: Hashable, user: str, offered: Mapping[str, Any] | None = None) -> Child:
         if self._pool.existing(key) is None:
             self._make_room(user)
-        return await self._pool.joint(key, user)
+        return await self._pool.joint(key, user, offered or {})
 
     def _permit(self, request: Request) -> Permit | None:
         if not self._tools.restrict:

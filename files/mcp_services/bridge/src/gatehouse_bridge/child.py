@@ -102,6 +102,8 @@ class Child:
         self.shared = shared
         # Result of `initialize`, where the bridge made it.
         self.hello: dict[str, Any] = {}
+        # Asks its clients what it asks, where that can be (`gatehouse_bridge.rounds`); whether there was one to ask.
+        self.on_ask: Callable[[Child, str, Message], bool] = lambda _child, _id, _message: False
         self.clients: dict[Client, None] = {}
         self.calls: dict[int, Call] = {}
         self.idle_since = time.monotonic()
@@ -124,17 +126,19 @@ class Child:
         """Whether nobody uses it."""
         return not self.clients and not self.calls
 
-    async def handshake(self) -> None:
+    async def handshake(self, capabilities: Mapping[str, Any]) -> None:
         """Initialize it on behalf of all its clients (MCP 2025-11-25, lifecycle).
 
-        It is offered no capability: a request of its own could not be told to belong to one of them.
+        Args:
+            capabilities: What it is offered. Nothing where its clients are not one person's with one program: a request of its own
+                could not be told to belong to one of them.
 
         Raises:
             ChildError: it does not answer, or refuses.
         """
         params = {
             "protocolVersion": PROTOCOL_VERSIONS[-1],
-            "capabilities": {},
+            "capabilities": dict(capabilities),
             "clientInfo": {"name": "gatehouse-bridge", "version": "0.1.0"},
         }
         answer = await self.ask("initialize", params)
@@ -256,6 +260,10 @@ class Child:
         if message.id is not None and self._asked.get(message.id) is client:
             del self._asked[message.id]
             await self._write(message.text)
+
+    def reply(self, identifier: str, result: Any) -> None:
+        """Answer a request of the child's own."""
+        self.process.write_now(jsonrpc.result(identifier, result))
 
     def abandon(self, call: Call, reason: str) -> None:
         """Cancel a request that nobody waits for any more."""
@@ -386,7 +394,7 @@ class Child:
             client.receive(message.method or "", message.text, None)
         elif message.method == "ping":
             self.process.write_now(jsonrpc.result(identifier, {}))
-        else:
+        elif not self.on_ask(self, identifier, message):
             text = "No client to ask: this server is shared, and was offered no client capabilities"
             self.process.write_now(jsonrpc.error(identifier, jsonrpc.METHOD_NOT_FOUND, text))
 

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import time
-from collections.abc import Coroutine, Hashable
+from collections.abc import Coroutine, Hashable, Mapping
 from functools import partial
 from typing import Any
 
@@ -98,19 +98,22 @@ class Pool:
         """
         return Child(await self._take(user), self._log, self._metrics, lambda _: None, shared=False)
 
-    async def joint(self, key: Hashable, user: str) -> Child:
+    async def joint(self, key: Hashable, user: str, capabilities: Mapping[str, Any]) -> Child:
         """The child that all who have this key share, initialized; started if there is none.
 
         Args:
             key: Names it.
             user: Who asks for it; of a child with secrets of one user's own, its only user.
+            capabilities: What it is offered in the handshake.
 
         Raises:
             ChildError: there are too many, or it does not start.
         """
         task = self._joint.get(key)
         if task is None or (task.done() and self.existing(key) is None):
-            task = self._joint[key] = asyncio.get_running_loop().create_task(self._start_joint(key, user))
+            task = self._joint[key] = asyncio.get_running_loop().create_task(
+                self._start_joint(key, user, capabilities)
+            )
             task.add_done_callback(partial(self._started, key))
         # Others wait for it too: it is not one client's to cancel.
         return await asyncio.shield(task)
@@ -126,11 +129,11 @@ class Pool:
         """A client's own child is needed no more."""
         child.process.stop()
 
-    async def _start_joint(self, key: Hashable, user: str) -> Child:
+    async def _start_joint(self, key: Hashable, user: str, capabilities: Mapping[str, Any]) -> Child:
         process = await self._take(user)
         child = Child(process, self._log, self._metrics, partial(self._gone, key), shared=True)
         try:
-            await child.handshake()
+            await child.handshake(capabilities)
         except BaseException:
             child.process.stop()
             raise
