@@ -74,7 +74,7 @@ def none_alive(pids: list[int]) -> bool:
     return not any(map(alive, pids))
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 15.0) -> None:
+def eventually(condition: Callable[[], Any], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come true"

@@ -213,12 +213,11 @@ async def test_no_more_children_than_allowed(start: Start) -> None:
 
 
 async def test_a_warm_child_saves_its_start(start: Start) -> None:
-    bridge = start(BRIDGE_ENV={"NASTY_DELAY": "2"})
-    await asyncio.sleep(2.5)
-    before = asyncio.get_running_loop().time()
+    bridge = start()
+    eventually(lambda: len(descendants(bridge.process.pid)) == 1)
+    warm = descendants(bridge.process.pid)
     session = await bridge.open()
-    assert asyncio.get_running_loop().time() - before < 1
-    assert await session.call("echo", text="x") == "x"
+    assert int(await session.call("pid")) in warm
 
 
 async def test_a_child_that_does_not_start(start: Start) -> None:
