@@ -150,12 +150,12 @@ class Process:
                 break
             except TimeoutError:
                 continue
-        members = self._members()
+        members, pause = self._members(), 0.02
         while members:
             if self._group is None or not self._group.kill():
                 tree.send(members, signal.SIGKILL)
-            await asyncio.sleep(0.02)
-            members = self._members()
+            await asyncio.sleep(pause)
+            members, pause = self._members(), min(2 * pause, 0.5)
         self._stdout.close()
         await self.ended.wait()
         self._stderr.close()
