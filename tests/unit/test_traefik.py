@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -224,3 +225,17 @@ def test_a_program_is_known_by_what_pins_it(tmp_path: Path) -> None:
         identify({**archive, "archive_sha256": ""}, "x86_64")
     with pytest.raises(BuildError, match="traefik_file"):
         identify({"source": "file", "file": str(tmp_path / "none")}, "x86_64")
+
+
+# covers: metrics
+def test_of_a_service_only_its_endpoint_and_its_metadata_have_a_route() -> None:
+    routers = yaml.safe_load(render("dynamic.yml.j2"))["http"]["routers"]
+    rules = {name: router["rule"] for name, router in routers.items() if "echo.example.com" in router["rule"]}
+    paths = {name: re.findall(r"Path(?:Prefix)?\(`([^`]*)`\)", rule) for name, rule in rules.items()}
+    assert paths == {
+        "mcp.echo": ["/mcp", "/mcp/"],
+        "resource.echo": [
+            "/.well-known/oauth-protected-resource",
+            "/.well-known/oauth-protected-resource/mcp",
+        ],
+    }

@@ -3,12 +3,13 @@
 import asyncio
 import time
 from collections.abc import Hashable, Mapping
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from gatehouse_bridge import jsonrpc, stateless
+from gatehouse_bridge import jsonrpc, rounds, stateless
 from gatehouse_bridge.child import Child, ChildError
 from gatehouse_bridge.http import (
+    LOOPBACK,
     PROMPT_SECONDS,
     DisconnectedError,
     Headers,
@@ -19,9 +20,12 @@ from gatehouse_bridge.http import (
     TooLargeError,
 )
 from gatehouse_bridge.jsonrpc import Message, MessageError
+from gatehouse_bridge.launch import Launcher
 from gatehouse_bridge.log import Log
+from gatehouse_bridge.metrics import CONTENT_TYPE, Metrics
 from gatehouse_bridge.pool import Pool
 from gatehouse_bridge.process import MAX_MESSAGE
+from gatehouse_bridge.rounds import Rounds
 from gatehouse_bridge.session import Session
 from gatehouse_bridge.settings import Settings
 from gatehouse_bridge.stateless import Exchange, Refusal
@@ -33,11 +37,12 @@ from gatehouse_service.tools import groups_of
 BODIES_MAX = 128 * 1024 * 1024
 # A session that nobody is connected to for so long gives its place to one who needs it.
 EVICTABLE_SECONDS = 60.0
+# A person may take so long to answer what a server asks.
+ROUND_SECONDS = 600.0
 # The answer to a request of 2026-07-28 is plain JSON, with a telling status, unless it takes longer than this.
 STATELESS_PATIENCE = 15.0
 # A child that starts takes its time; until it has answered there is no session to come back to.
 START_PATIENCE = 60.0
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class App:
@@ -45,11 +50,11 @@ class App:
 
     Args:
         settings: Its configuration.
-        environment: The environment of a child.
+        launcher: Starts children.
         log: The log.
     """
 
-    def __init__(self, settings: Settings, environment: Mapping[str, str], log: Log) -> None:
+    def __init__(self, settings: Settings, launcher: Launcher, log: Log) -> None:
         """See the class."""
         self._service = settings.service
         self._tools = settings.tools
@@ -57,18 +62,29 @@ class App:
         self._idle_seconds = settings.bridge_idle_seconds
         self._hosts = LOOPBACK | {(urlsplit(settings.public_url).hostname or "").lower()}
         self._log = log
+        self._metrics = Metrics()
+        self._launcher = launcher
         self._pool = Pool(
-            settings.bridge_command,
-            environment,
+            launcher,
             log,
+            self._metrics,
             settings.bridge_max_children,
             settings.bridge_warm,
             settings.bridge_idle_seconds,
         )
         self._sessions: dict[str, Session] = {}
         self._exchanges: set[Exchange] = set()
+        self._rounds = Rounds()
         self._bodies = 0
         self._draining = False
+        self._metrics.watch(
+            children=lambda: self._pool.count,
+            warm=lambda: self._pool.warm,
+            most=settings.bridge_max_children,
+            sessions=lambda: len(self._sessions),
+            bodies=lambda: self._bodies,
+            limits=launcher.limits,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the application's life."""
@@ -80,6 +96,8 @@ class App:
             await request.reply(421, jsonrpc.error(None, jsonrpc.INVALID_REQUEST, "Unknown host"))
         elif request.path == "/health":
             await request.reply(200, self._health())
+        elif request.path == "/metrics" and request.from_here:
+            await request.reply(200, self._metrics.text(), content_type=CONTENT_TYPE)
         elif request.path.rstrip("/") != "/mcp":
             await request.reply(
                 404, jsonrpc.error(None, jsonrpc.INVALID_REQUEST, "Not found; the endpoint is /mcp")
@@ -119,6 +137,8 @@ class App:
             "service": self._service,
             "sessions": len(self._sessions),
             "children": self._pool.count,
+            "limits": self._launcher.limits,
+            "confined": self._launcher.confined,
         }
         return jsonrpc.dump(body)
 
@@ -194,9 +214,9 @@ class App:
                 raise ChildError("child_not_started", "The service is stopping; try again")
             if self._isolation == "per_session":
                 self._make_room(user)
-                child = await self._pool.own()
+                child = await self._pool.own(user)
             else:
-                child = await self._joint(user, request)
+                child = await self._joint(self._key(user, request), user)
         except ChildError as error:
             await self._failed(request, error, message.id)
             return
@@ -311,6 +331,7 @@ class App:
         while True:
             await asyncio.sleep(min(5.0, self._idle_seconds / 4))
             now = time.monotonic()
+            self._rounds.expire(min(ROUND_SECONDS, self._idle_seconds))
             for session in [*self._sessions.values()]:
                 if not session.connections and now - session.idle_since >= self._idle_seconds:
                     self._close(session, "idle")
@@ -332,10 +353,20 @@ class App:
         exchange = None
         try:
             stateless.check(request, message)
-            child = await self._joint(self._user(request), request)
-            exchange = Exchange(child, message, permit)
-            self._exchanges.add(exchange)
-            await exchange.begin()
+            user = self._user(request)
+            # Only where one child has one client is it known whom the child asks.
+            alone = self._isolation == "per_session"
+            offered = rounds.asked_of(message.meta, stateless.CAPABILITIES_KEY) if alone else {}
+            key = self._key(user, request, offered)
+            if message.param("requestState") is not None:
+                exchange = self._rounds.resume(key, message, permit)
+                self._exchanges.add(exchange)
+            else:
+                child = await self._joint(key, user, offered)
+                child.on_ask = self._rounds.ask
+                exchange = Exchange(child, message, permit, key)
+                self._exchanges.add(exchange)
+                await exchange.begin()
             self._release(request)
             listens = message.method == "subscriptions/listen"
             patience = None if listens else STATELESS_PATIENCE
@@ -351,16 +382,20 @@ class App:
 
     # Common
 
-    async def _joint(self, user: str, request: Request) -> Child:
-        key: Hashable = {
+    def _key(self, user: str, request: Request, offered: Mapping[str, Any] | None = None) -> Hashable:
+        """Who has the same child."""
+        keys: dict[str, Hashable] = {
             "shared": (),
             "per_user": (user,),
-            # Without a session, what comes nearest to one: what one user does with one client.
-            "per_session": (user, request.header(b"x-gatehouse-client") or ""),
-        }[self._isolation]
+            # Without a session, what comes nearest to one: what one user does with one client, which can be asked the same.
+            "per_session": (user, request.header(b"x-gatehouse-client") or "", jsonrpc.dump(offered or {})),
+        }
+        return keys[self._isolation]
+
+    async def _joint(self, key: Hashable, user: str, offered: Mapping[str, Any] | None = None) -> Child:
         if self._pool.existing(key) is None:
             self._make_room(user)
-        return await self._pool.joint(key)
+        return await self._pool.joint(key, user, offered or {})
 
     def _permit(self, request: Request) -> Permit | None:
         if not self._tools.restrict:
@@ -373,6 +408,7 @@ class App:
 
     async def _failed(self, request: Request, error: ChildError, identifier: str | None) -> None:
         """A JSON-RPC error where someone waits for an answer; only that is told to a model's user."""
+        self._metrics.failed(error.reason)
         await request.reply(200 if identifier else 503, error.response(identifier))
 
     async def _refuse(

@@ -9,13 +9,14 @@ import asyncio
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gatehouse_bridge import jsonrpc
 from gatehouse_bridge.jsonrpc import Message, MessageError
 from gatehouse_bridge.log import Log
+from gatehouse_bridge.metrics import Metrics
 from gatehouse_bridge.process import MAX_MESSAGE, BusyError, Process
 from gatehouse_bridge.stream import Stream
 from gatehouse_bridge.tools import Permit
@@ -37,16 +38,19 @@ _ID_AT_TAIL = re.compile(rb'"id"\s*:\s*(\d+)\s*(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)
 class ChildError(Exception):
     """A child that cannot serve. The message is for the client; it holds nothing of the child's output.
 
-    `reason` is `child_exited`, `child_unresponsive`, `child_not_started`, or `too_many_children`.
+    `reason` is `child_exited`, `child_unresponsive`, `child_not_started`, `too_many_children`, or `no_credentials`; `details`
+    are what a client may want to know besides.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.reason = reason
+        self.details = details or {}
 
     def response(self, identifier: str | None) -> str:
         """The JSON-RPC error for a request that waits."""
-        return jsonrpc.error(identifier, jsonrpc.INTERNAL_ERROR, str(self), {"reason": self.reason})
+        data = {"reason": self.reason, **self.details}
+        return jsonrpc.error(identifier, jsonrpc.INTERNAL_ERROR, str(self), data)
 
 
 class Client(Protocol):
@@ -71,6 +75,7 @@ class Call:
     method: str
     stream: Stream
     uri: str | None
+    since: float
 
 
 class Child:
@@ -79,20 +84,31 @@ class Child:
     Args:
         process: The process, not yet connected to anything.
         log: The log.
+        metrics: The metrics.
         on_gone: Called once it can no longer serve.
         shared: Whether it may have several clients. If so, the bridge makes the handshake.
     """
 
-    def __init__(self, process: Process, log: Log, on_gone: "Callable[[Child], None]", shared: bool) -> None:
+    def __init__(
+        self,
+        process: Process,
+        log: Log,
+        metrics: Metrics,
+        on_gone: "Callable[[Child], None]",
+        shared: bool,
+    ) -> None:
         """See the class."""
         self.process = process
         self.shared = shared
         # Result of `initialize`, where the bridge made it.
         self.hello: dict[str, Any] = {}
+        # Asks its clients what it asks, where that can be (`gatehouse_bridge.rounds`); whether there was one to ask.
+        self.on_ask: Callable[[Child, str, Message], bool] = lambda _child, _id, _message: False
         self.clients: dict[Client, None] = {}
         self.calls: dict[int, Call] = {}
         self.idle_since = time.monotonic()
         self._log = log
+        self._metrics = metrics
         self._on_gone = on_gone
         self._number = 0
         self._tokens: OrderedDict[int, tuple[Client, str]] = OrderedDict()
@@ -110,17 +126,19 @@ class Child:
         """Whether nobody uses it."""
         return not self.clients and not self.calls
 
-    async def handshake(self) -> None:
+    async def handshake(self, capabilities: Mapping[str, Any]) -> None:
         """Initialize it on behalf of all its clients (MCP 2025-11-25, lifecycle).
 
-        It is offered no capability: a request of its own could not be told to belong to one of them.
+        Args:
+            capabilities: What it is offered. Nothing where its clients are not one person's with one program: a request of its own
+                could not be told to belong to one of them.
 
         Raises:
             ChildError: it does not answer, or refuses.
         """
         params = {
             "protocolVersion": PROTOCOL_VERSIONS[-1],
-            "capabilities": {},
+            "capabilities": dict(capabilities),
             "clientInfo": {"name": "gatehouse-bridge", "version": "0.1.0"},
         }
         answer = await self.ask("initialize", params)
@@ -171,7 +189,13 @@ class Child:
         number = self._next()
         uri = message.param("uri")
         call = Call(
-            number, client, message.id or "null", message.method or "", stream, str(uri) if uri else None
+            number,
+            client,
+            message.id or "null",
+            message.method or "",
+            stream,
+            str(uri) if uri else None,
+            time.monotonic(),
         )
         if call.method == "resources/unsubscribe" and call.uri and not self.unsubscribe(client, call.uri):
             stream.put(jsonrpc.result(call.id, {}), final=True)
@@ -190,6 +214,7 @@ class Child:
                 meta if token is None else meta | {"progressToken": number}
             )
         self.calls[number] = call
+        self._metrics.waiting.inc()
         try:
             await self.process.write(message.edited(edits))
         except BusyError:
@@ -235,6 +260,10 @@ class Child:
         if message.id is not None and self._asked.get(message.id) is client:
             del self._asked[message.id]
             await self._write(message.text)
+
+    def reply(self, identifier: str, result: Any) -> None:
+        """Answer a request of the child's own."""
+        self.process.write_now(jsonrpc.result(identifier, result))
 
     def abandon(self, call: Call, reason: str) -> None:
         """Cancel a request that nobody waits for any more."""
@@ -299,6 +328,7 @@ class Child:
         call = self.calls.pop(number, None)
         if call is not None:
             self.idle_since = time.monotonic()
+            self._metrics.waiting.dec()
         return call
 
     def _gone(self) -> ChildError:
@@ -343,6 +373,7 @@ class Child:
         if call is None:
             # An answer to what was cancelled; nothing waits for it.
             return
+        self._metrics.answered(call.method, time.monotonic() - call.since)
         if call.method == "resources/subscribe" and call.uri and "result" in message.members:
             self.subscribe(call.client, call.uri)
         text = message.edited({("id",): call.id})
@@ -363,7 +394,7 @@ class Child:
             client.receive(message.method or "", message.text, None)
         elif message.method == "ping":
             self.process.write_now(jsonrpc.result(identifier, {}))
-        else:
+        elif not self.on_ask(self, identifier, message):
             text = "No client to ask: this server is shared, and was offered no client capabilities"
             self.process.write_now(jsonrpc.error(identifier, jsonrpc.METHOD_NOT_FOUND, text))
 
@@ -423,7 +454,9 @@ class Child:
             if not own.done():
                 own.set_exception(error)
         calls, self.calls = list(self.calls.values()), {}
+        self._metrics.waiting.dec(len(calls))
         for call in calls:
+            self._metrics.failed(error.reason)
             call.stream.put(error.response(call.id), final=True)
         clients, self.clients = list(self.clients), {}
         for client in clients:

@@ -7,7 +7,7 @@ it no client capabilities, so it makes none.
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from gatehouse_bridge import jsonrpc
@@ -144,11 +144,15 @@ class Exchange:
         child: A child that the bridge has initialized.
         message: The request, checked.
         permit: What its sender may do with tools; None where there are no rules.
+        key: Whose the child is.
     """
 
-    def __init__(self, child: Child, message: Message, permit: Permit | None) -> None:
+    def __init__(self, child: Child, message: Message, permit: Permit | None, key: Hashable) -> None:
         """See the class."""
         self.permit = permit
+        self.key = key
+        # What is called.
+        self.name = message.param(NAMES.get(message.method or "", ""))
         self.stream = Stream(0)
         self._child = child
         self._message = message
@@ -174,6 +178,11 @@ class Exchange:
         else:
             self._call = await child.request(self, message, self.stream, without=ENVELOPE)
 
+    def take_up(self, call: Call) -> None:
+        """Take a call's answer, which an earlier request has begun."""
+        call.client, call.id, self.stream = self, self._message.id or "null", call.stream
+        self._call = call
+
     def end(self) -> None:
         """The client has its answer, or has gone: then it is cancelled (basic/patterns/cancellation)."""
         self._child.detach(self)
@@ -181,6 +190,11 @@ class Exchange:
     def finish(self, text: str) -> tuple[int, str]:
         """A child's answer as this age has it, and its HTTP status."""
         members, _ = jsonrpc.scan_object(text)
+        identifier = members["id"]
+        if text[identifier.start : identifier.end] != self._message.id:
+            # Of a call that was answered before it was taken up.
+            text = jsonrpc.splice(text, [(identifier.start, identifier.end, self._message.id or "null")])
+            members, _ = jsonrpc.scan_object(text)
         if "error" in members:
             code = members["error"].value.get("code") if isinstance(members["error"].value, dict) else None
             if code == RESOURCE_NOT_FOUND:
@@ -195,7 +209,7 @@ class Exchange:
         added: dict[str, Any] = {}
         if "resultType" not in answer.value:
             added["resultType"] = "complete"
-        if self._message.method in CACHEABLE:
+        if self._message.method in CACHEABLE and answer.value.get("resultType") != "input_required":
             added |= {k: v for k, v in {"ttlMs": 0, "cacheScope": "private"}.items() if k not in answer.value}
         return 200, self._with_server_info(insert(text, answer, added))
 
