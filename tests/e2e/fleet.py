@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -23,6 +24,13 @@ class Played:
 
     status: int
     output: str
+
+    @property
+    def changes(self) -> int:
+        """How much it changed, on all hosts."""
+        recaps = re.findall(r"changed=(\d+)", self.output)
+        assert recaps, self.output[-3000:]
+        return sum(map(int, recaps))
 
 
 class Fleet:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fleet import Fleet
+from fleet import Fleet, Played
 
 ROOT = Path(__file__).parents[2]
 FOLDER = "/root/controller"
@@ -61,7 +61,7 @@ def test_the_newest_ansible_changes_nothing(fleet: Fleet, tarball: Path, tmp_pat
         )
         assert played.rc == 0, played.stdout[-3000:]
         assert "core 2.2" in played.stdout.splitlines()[0]
-        assert "changed=0" in played.stdout
+        assert Played(played.rc, played.stdout).changes == 0
         assert fleet.processes() == before
     finally:
         host.run(f"rm -rf {FOLDER}")

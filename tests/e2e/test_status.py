@@ -16,7 +16,7 @@ def test_a_fleet_that_is_well(fleet: Fleet) -> None:
         "gatehouse-traefik",
     ):
         assert unit in played.output
-    assert "changed=0" in played.output
+    assert played.changes == 0
 
 
 def test_a_unit_that_is_down_is_named(fleet: Fleet) -> None:
