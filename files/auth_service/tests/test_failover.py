@@ -18,11 +18,6 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Fleet, Watc
 
 
 @pytest.fixture
-def fleet(both: tuple[Fleet, Watched]) -> Fleet:
-    return both[0]
-
-
-@pytest.fixture
 def watched(both: tuple[Fleet, Watched]) -> Watched:
     wait_for(both[1].healthy, 30)
     return both[1]
@@ -57,7 +52,7 @@ def serves(node: Node) -> bool:
     return node.http.get(f"{node.base}/internal/health").status_code == 200
 
 
-# covers: no-fault-consumes
+# covers: no-fault-consumes failover
 def test_what_no_replica_has_is_not_acknowledged(watched: Watched, nodes: tuple[Node, Node]) -> None:
     node, _ = nodes
     with node.browser() as browser:
@@ -91,11 +86,11 @@ def test_what_no_replica_has_is_not_acknowledged(watched: Watched, nodes: tuple[
         assert "code=" in browser.sign_in(flow).headers["location"]
 
 
-def test_sentinels_that_are_lost(watched: Watched, fleet: Fleet) -> None:
+# covers: failover
+def test_sentinels_that_are_lost(watched: Watched, nodes: tuple[Node, Node]) -> None:
     # More than half have to name the primary: it could be an old one.
     first, second, _ = watched.sentinels
-    node = fleet.start()
-    wait_for(lambda: serves(node))
+    node, _ = nodes
     with node.browser() as browser:
         tokens = browser.tokens(browser.register()["client_id"])
         assert node.check(tokens.access).status_code == 200
@@ -173,7 +168,7 @@ def test_a_primary_that_was_only_paused_is_not_asked(watched: Watched, nodes: tu
             wait_for(lambda: other.check(tokens.access).status_code == 401, 1)
         finally:
             old.signal(signal.SIGCONT)
-        # It wakes as a primary that knows nothing of the revocation, until a sentinel tells it, seconds later.
+        # It wakes as a primary that knows nothing of the revocation, until a sentinel tells it.
         with (
             asked_all_along(lambda: node.check(tokens.access).status_code) as here,
             asked_all_along(lambda: other.check(tokens.access).status_code) as there,

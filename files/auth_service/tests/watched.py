@@ -22,12 +22,13 @@ class Sentinel:
     port: int
     password: str
     primary: int
+    configuration: str = ""
     process: subprocess.Popen[bytes] = field(init=False)
 
     def start(self) -> None:
         configuration = self.folder / f"sentinel-{self.port}.conf"
         configuration.write_text(
-            f"port {self.port}\nbind 127.0.0.1\ndir {self.folder}\n"
+            f"{self.configuration or f'port {self.port}'}\nbind 127.0.0.1\ndir {self.folder}\n"
             "user default off\n"
             f"user admin on >{self.password} ~* &* +@all\n"
             f"user auth on >{self.password} -@all +sentinel|get-master-addr-by-name\n"
@@ -57,8 +58,9 @@ class Sentinel:
 
 @dataclass
 class Watched:
-    """The servers and their sentinels."""
+    """The servers and their sentinels. `account` is how the servers follow each other."""
 
+    account: str
     servers: list[RedisServer]
     sentinels: list[Sentinel]
 
@@ -105,7 +107,7 @@ def watched_in(folder: Path) -> Iterator[tuple[Fleet, Watched]]:
         account = f"masteruser admin\nmasterauth {primary.password}\nrepl-diskless-sync-delay 0\n"
         primary.configuration = account
         fleet = stack.enter_context(fleet_in(folder, primary))
-        watched = Watched([primary], [])
+        watched = Watched(account, [primary], [])
         for number in (1, 2):
             own = folder / f"replica-{number}"
             own.mkdir()
