@@ -52,7 +52,7 @@ def serves(node: Node) -> bool:
     return node.http.get(f"{node.base}/internal/health").status_code == 200
 
 
-# covers: no-fault-consumes failover
+# covers: no-fault-consumes, failover
 def test_what_no_replica_has_is_not_acknowledged(watched: Watched, nodes: tuple[Node, Node]) -> None:
     node, _ = nodes
     with node.browser() as browser:
@@ -107,7 +107,7 @@ def test_sentinels_that_are_lost(watched: Watched, nodes: tuple[Node, Node]) -> 
         wait_for(lambda: serves(node), 5)
 
 
-# covers: no-fault-consumes revocation failover
+# covers: no-fault-consumes, revocation, failover
 def test_a_primary_that_is_killed(watched: Watched, nodes: tuple[Node, Node]) -> None:
     node, other = nodes
     with node.browser() as browser, other.browser() as elsewhere:
@@ -152,7 +152,7 @@ def test_a_primary_that_is_killed(watched: Watched, nodes: tuple[Node, Node]) ->
         assert watched.primary is not old
 
 
-# covers: revocation failover
+# covers: revocation, failover
 def test_a_primary_that_was_only_paused_is_not_asked(watched: Watched, nodes: tuple[Node, Node]) -> None:
     node, other = nodes
     with node.browser() as browser:
