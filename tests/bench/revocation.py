@@ -74,7 +74,7 @@ def until_refused(node: Node, token: str) -> float:
     ).encode()
     with socket.create_connection(("127.0.0.1", node.port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        deadline = time.perf_counter() + 30
+        deadline = time.perf_counter() + 60
         while time.perf_counter() < deadline:
             connection.sendall(request)
             if connection.recv(65536).startswith(b"HTTP/1.1 401"):
@@ -137,9 +137,11 @@ def failed_over(fleet: Fleet, watched: Watched, count: int) -> list[float]:
         old = watched.primary
         found += delays(first, other, 1, old.kill)
         # It comes back as a replica at once; left alone, the sentinels see to that within ten seconds.
+        while watched.primary is old:
+            time.sleep(0.05)
         old.configuration = f"{watched.account}replicaof 127.0.0.1 {watched.named()}\n"
         old.start()
-        wait_for(watched.healthy, 30)
+        wait_for(watched.healthy, 60)
     return found
 
 
