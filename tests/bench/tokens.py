@@ -36,7 +36,8 @@ sys.path[:0] = [str(AUTH / "tests"), str(AUTH / "src"), str(AUTH.parent / "servi
 from check import LOAD_CORE, SERVER_CORE, serving  # noqa: E402
 from conftest import ECHO, REDIRECT, Fleet, fleet_in, free_port  # noqa: E402
 from gatehouse_auth.identity.base import Identity  # noqa: E402
-from gatehouse_auth.store import Code, Flow, Grant, Store, connect  # noqa: E402
+from gatehouse_auth.connections import connect  # noqa: E402
+from gatehouse_auth.store import Code, Flow, Grant, Store  # noqa: E402
 
 VERIFIER = "v" * 64
 CHALLENGE = base64.urlsafe_b64encode(hashlib.sha256(VERIFIER.encode()).digest()).rstrip(b"=").decode()
@@ -228,7 +229,7 @@ def our_codes(fleet: Fleet, port: int) -> Codes:
     """Codes as a finished sign-in leaves them, through the store's own code."""
 
     async def make(count: int) -> list[tuple[str, str]]:
-        redis = connect(fleet.redis.url, fleet.redis.password)
+        redis = connect(fleet.redis.url, fleet.redis.password).commands
         store = Store(redis, access_seconds=3600, refresh_seconds=86400, grace_seconds=30)
         connection = Connection(port)
         client = (await connection.register())["client_id"]

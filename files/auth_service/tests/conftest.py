@@ -66,6 +66,7 @@ class RedisServer:
     port: int
     password: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     process: subprocess.Popen[bytes] | None = None
+    configuration: str = ""
 
     @property
     def url(self) -> str:
@@ -84,9 +85,11 @@ class RedisServer:
             f"user admin on >{self.password} ~* &* +@all\n"
             f"{rule[0].replace('<password>', self.password)}\n"
         )
+        more = self.folder / "redis.conf"
+        more.write_text(self.configuration)
         self.process = subprocess.Popen(
             [
-                "/usr/bin/redis-server", "--port", str(self.port), "--bind", "127.0.0.1",
+                "/usr/bin/redis-server", str(more), "--port", str(self.port), "--bind", "127.0.0.1",
                 "--dir", str(self.folder), "--aclfile", str(acl),
                 "--appendonly", "yes", "--appendfsync", "always", "--save", "",
             ],
@@ -103,6 +106,11 @@ class RedisServer:
     def signal(self, number: int) -> None:
         assert self.process is not None
         self.process.send_signal(number)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
 
     def stop(self) -> None:
         if self.process is not None:
@@ -367,9 +375,9 @@ def user(name: str, email: str, *groups: str) -> dict[str, Any]:
 
 
 @contextmanager
-def fleet_in(folder: Path) -> Iterator[Fleet]:
+def fleet_in(folder: Path, redis: RedisServer | None = None) -> Iterator[Fleet]:
     with ExitStack() as stack:
-        redis = RedisServer(folder, free_port())
+        redis = redis or RedisServer(folder, free_port())
         redis.start()
         stack.callback(redis.stop)
         resources = folder / "resources.json"

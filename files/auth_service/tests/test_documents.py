@@ -21,6 +21,7 @@ from cryptography.x509.oid import NameOID
 from joserfc.jwk import ECKey
 
 from gatehouse_auth import documents
+from gatehouse_auth.connections import connect
 from gatehouse_auth.documents import (
     DocumentRefused,
     Documents,
@@ -31,7 +32,7 @@ from gatehouse_auth.documents import (
     parse,
 )
 from gatehouse_auth.oauth.client import Client
-from gatehouse_auth.store import Store, connect, digest
+from gatehouse_auth.store import Store, digest
 
 URL = "https://client.example.test/oauth/client.json"
 DOCUMENT = {
@@ -258,7 +259,7 @@ def test_the_copy_is_used_while_fresh_and_the_last_good_one_in_an_outage(
     site: Site, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def walk() -> list[Client | None]:
-        redis = connect(fleet.redis.url, fleet.redis.password)
+        redis = connect(fleet.redis.url, fleet.redis.password).commands
         store = Store(redis, access_seconds=3600, refresh_seconds=3600, grace_seconds=30)
         known = Documents(store, frozenset(), site.fetcher(monkeypatch))
         seen = list(await asyncio.gather(*(known.client(URL) for _ in range(5))))
@@ -311,7 +312,7 @@ def test_keys_are_read_again_when_they_may_have_changed(
     keys_url = "https://client.example.test/keys.json"
 
     async def walk() -> None:
-        redis = connect(fleet.redis.url, fleet.redis.password)
+        redis = connect(fleet.redis.url, fleet.redis.password).commands
         store = Store(redis, access_seconds=3600, refresh_seconds=3600, grace_seconds=30)
         known = Documents(store, frozenset(), site.fetcher(monkeypatch))
 

@@ -46,6 +46,8 @@ def test_a_good_configuration(configured: Path) -> None:
         ),
         ("GATEHOUSE_LISTEN", SECRET),
         ("GATEHOUSE_REDIS_URL", f"redis://auth:{SECRET}@127.0.0.1:1/0"),
+        ("GATEHOUSE_REDIS_URL", f"http://{SECRET}:6379/0"),
+        ("GATEHOUSE_REDIS_URL", f"redis+sentinel://auth@{SECRET}:1,b:1,c:1"),
         ("GATEHOUSE_ACCESS_TOKEN_SECONDS", SECRET),
     ],
 )
@@ -104,6 +106,7 @@ def test_a_good_configuration_passes_the_check(configured: Path, monkeypatch: py
         ("users.json", json.dumps({"git:ana": {"password_hash": "$argon2id$x"}})),
         ("users.json", json.dumps({"gatehouse-probe": {"password_hash": "$argon2id$x"}})),
         ("redis_password", ""),
+        ("redis_ca.pem", SECRET),
         ("client_machine", ""),
     ],
 )

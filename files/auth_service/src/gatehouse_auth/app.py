@@ -89,6 +89,7 @@ async def _lifespan(context: Context, internal: Internal) -> AsyncIterator[None]
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, _reload, context, internal)
     tasks = [
+        asyncio.create_task(context.redis.run()),
         asyncio.create_task(context.findings.stream.run()),
         asyncio.create_task(context.decisions.run(context.store)),
         asyncio.create_task(systemd.watchdog()),

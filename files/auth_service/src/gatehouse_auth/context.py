@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import httpx
 from fastapi import Request
-from redis.asyncio import Redis
 
 from gatehouse_auth.audit import Log
 from gatehouse_auth.check import Answer
 from gatehouse_auth.clients import Clients
+from gatehouse_auth.connections import Connections, connect
 from gatehouse_auth.decisions import Decisions
 from gatehouse_auth.documents import Documents, Fetcher
 from gatehouse_auth.identity.base import (
@@ -28,7 +28,7 @@ from gatehouse_auth.keyring import Keyring
 from gatehouse_auth.limits import Limiter, Rate, address_key
 from gatehouse_auth.pages import Pages
 from gatehouse_auth.settings import MACHINES, Secrets, Settings
-from gatehouse_auth.store import Store, connect
+from gatehouse_auth.store import Store
 from gatehouse_auth.verifier import Findings
 
 # Thousands of people can share one address, so that a limit by address only stops what no crowd does;
@@ -65,7 +65,7 @@ class Context:
     log: Log
     http: httpx.AsyncClient
     decisions: Decisions
-    connections: tuple["Redis", ...]
+    redis: Connections
 
     @property
     def providers(self) -> dict[str, Provider]:
@@ -114,22 +114,21 @@ class Context:
         await self.http.aclose()
         if self.documents is not None:
             await self.documents.close()
-        for connection in self.connections:
-            await connection.aclose()
+        await self.redis.close()
         self.log.flush()
 
 
 def build(settings: Settings, secrets: Secrets, log: Log) -> Context:
     """The parts, wired. Nothing is connected yet."""
-    commands = connect(settings.redis_url, secrets.redis_password)
-    stream = connect(settings.redis_url, secrets.redis_password, stream=True)
+    redis = connect(settings.redis_url, secrets.redis_password, secrets.redis_authority)
     decisions = Decisions()
     log.listener = decisions.note
     store = Store(
-        commands,
+        redis.commands,
         access_seconds=settings.access_token_seconds,
         refresh_seconds=settings.refresh_token_seconds,
         grace_seconds=settings.refresh_grace_seconds,
+        replicated=redis.primary is not None,
     )
     # The host's own certificates count: an operator's provider may well be of a private authority.
     http = httpx.AsyncClient(timeout=10.0, follow_redirects=False, verify=ssl.create_default_context())
@@ -146,6 +145,9 @@ def build(settings: Settings, secrets: Secrets, log: Log) -> Context:
         )
     for upstream in redirect.values():
         upstream.follow(_followed(settings))
+    findings: Findings[Answer] = Findings(store, redis.stream, log, settings.redis_grace_seconds)
+    if redis.primary is not None:
+        redis.primary.on_move = findings.stream.moved
     documents = Documents(store, settings.custom_redirects, Fetcher()) if settings.client_documents else None
     return Context(
         settings=settings,
@@ -157,13 +159,13 @@ def build(settings: Settings, secrets: Secrets, log: Log) -> Context:
         password_providers={"local": LocalUsers(providers.local, secrets.users)} if providers.local else {},
         redirect_providers=redirect,
         machines=Machines(settings.clients),
-        findings=Findings(store, stream, log, settings.redis_grace_seconds),
+        findings=findings,
         limits={name: Limiter(rate) for name, rate in RATES.items()},
         pages=Pages(),
         log=log,
         http=http,
         decisions=decisions,
-        connections=(commands, stream),
+        redis=redis,
     )
 
 

@@ -6,6 +6,7 @@ and what to do, and never quotes a value: a value may be a secret in the wrong p
 
 import json
 import re
+import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -21,6 +22,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from gatehouse_auth.connections import RedisAddress
 from gatehouse_auth.keyring import Keyring, KeyringError
 from gatehouse_service.configuration import PREFIX, ConfigurationError, DrainSeconds, Listen, credential
 
@@ -80,6 +82,11 @@ def _issuer_url(value: str) -> str:
     # As it is written, trailing slash or not: an issuer is compared character by character.
     if _base_url(value) != value.rstrip("/") or "?" in value or "#" in value:
         raise ValueError("must be the provider's issuer, without a query or a fragment")
+    return value
+
+
+def _redis_url(value: str) -> str:
+    RedisAddress.parse(value)
     return value
 
 
@@ -251,7 +258,7 @@ class Settings(BaseSettings):
     issuer: Annotated[str, AfterValidator(_origin)]
     # Several loopback addresses spread Traefik's two idle connections per address.
     listen: Listen = "127.0.0.1:18000"
-    redis_url: str = "redis://auth@127.0.0.1:6379/0"
+    redis_url: Annotated[str, AfterValidator(_redis_url)] = "redis://auth@127.0.0.1:6379/0"
     # A file, so that a service comes or goes without a restart: SIGHUP reads it again.
     resources: Annotated[dict[str, Resource], NoDecode, BeforeValidator(_content_of_file)]
     allow: AllowList = AllowList()
@@ -287,8 +294,6 @@ class Settings(BaseSettings):
                 self.providers.qualified(entry)
             except ValueError as error:
                 raise ValueError(f"allow: {error}") from None
-        if urlsplit(self.redis_url).password:
-            raise ValueError("redis_url: the password belongs into the credential redis_password")
         return self
 
     def title(self, service: str) -> str:
@@ -327,6 +332,7 @@ class Secrets:
 
     keyring: Keyring
     redis_password: str = field(repr=False)
+    redis_authority: str = field(repr=False)
     github_client_secret: str = field(repr=False)
     oidc_client_secrets: dict[str, str] = field(repr=False)
     users: dict[str, LocalUser] = field(repr=False)
@@ -355,6 +361,7 @@ def load_secrets(settings: Settings) -> Secrets:
     secrets = Secrets(
         keyring=credentials.keyring(),
         redis_password=credentials.text("redis_password"),
+        redis_authority=credentials.authority("redis_ca.pem"),
         github_client_secret=credentials.text("github_client_secret") if settings.providers.github else "",
         oidc_client_secrets={
             name: credentials.text(f"oidc_{name}_client_secret") for name in settings.providers.oidc
@@ -381,6 +388,14 @@ class _Credentials:
         if not value:
             self._problems.append(f"credential {name} must be a readable, non-empty file (LoadCredential=)")
         return value
+
+    def authority(self, name: str) -> str:
+        text = credential(name)
+        try:
+            ssl.create_default_context(cadata=text or None)
+        except ssl.SSLError:
+            self._problems.append(f"credential {name} must be certificates in PEM, or must not be there")
+        return text
 
     def keyring(self) -> Keyring:
         try:

@@ -10,14 +10,13 @@ import hashlib
 import json
 import secrets
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal, cast
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.exceptions import RedisError
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError, RedisError
 
 from gatehouse_auth.identity.base import Identity
 
@@ -39,6 +38,8 @@ DECISION_SECONDS = 7 * 86400
 CONNECTIONS = 500
 # A client outlives the refresh tokens that it holds by this much.
 CLIENT_MARGIN_SECONDS = 7 * 86400
+# How long a write waits for a replica to have it, where there are replicas.
+REPLICA_MILLISECONDS = 100
 
 
 def digest(secret: str) -> str:
@@ -168,35 +169,51 @@ class Family:
     used: int = 0
 
 
-def connect(url: str, password: str, *, stream: bool = False) -> "Redis":
-    """A client for commands, or for the revocation stream.
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """The script that undoes a write. After its arguments comes what the keys of `before` (strings, or
+    nothing) held, and for how long."""
 
-    Commands are repeated once after a broken connection or a time-out, since every script bears it. The
-    stream is never mended behind our back: a gap in it has to be seen.
-    """
-    retry = Retry(NoBackoff(), 0) if stream else Retry(ExponentialBackoff(cap=0.1, base=0.02), 1)
-    pool = BlockingConnectionPool.from_url(
-        url,
-        password=password,
-        protocol=2,
-        decode_responses=True,
-        driver_info=None,
-        socket_connect_timeout=1.0,
-        socket_timeout=1.0,
-        max_connections=4 if stream else 32,
-        timeout=2.0,
-        retry=retry,
-    )
-    return Redis.from_pool(pool)
+    script: str
+    keys: tuple[str, ...]
+    args: tuple[str, ...]
+    before: tuple[str, ...] = ()
+
+    @classmethod
+    def put_back(cls, proof: str, value: str, *keys: str) -> "Undo":
+        """While `proof` holds the value that the write gives it, `keys` become what they were."""
+        return cls("undo", (proof, *keys), (value,), keys)
+
+
+class _UnknownScript(Exception):  # noqa: N818
+    """Redis does not have the script yet."""
+
+
+async def _answer(asked: Awaitable[Any]) -> Any:
+    try:
+        return await asked
+    except (RedisError, OSError) as error:
+        raise StoreUnavailable(type(error).__name__) from error
 
 
 class Store:
-    """The questions that the service asks of Redis. Every method raises StoreUnavailable for a fault."""
+    """The questions that the service asks of Redis. Every method raises StoreUnavailable for a fault.
+
+    With `replicated`, what was written counts once a replica has it too, so that a failover does not forget
+    it; what no replica has in time is undone, as far as anything would have been used up.
+    """
 
     def __init__(
-        self, redis: "Redis", *, access_seconds: int, refresh_seconds: int, grace_seconds: int
+        self,
+        redis: "Redis",
+        *,
+        access_seconds: int,
+        refresh_seconds: int,
+        grace_seconds: int,
+        replicated: bool = False,
     ) -> None:
         self._redis = redis
+        self._replicated = replicated
         self._access_seconds = access_seconds
         self._refresh_seconds = refresh_seconds
         self._grace_seconds = grace_seconds
@@ -210,20 +227,49 @@ class Store:
                 "rotate_refresh",
                 "revoke",
                 "register_client",
+                "undo",
+                "forgive_rotation",
             )
         }
 
-    async def _run(self, script: str, keys: list[str], args: list[str | int]) -> Any:
+    async def _run(
+        self, script: str, keys: list[str], args: list[str | int], undo: Undo | None = None
+    ) -> Any:
+        known = self._scripts[script]
+        if not self._replicated:
+            return await _answer(known(keys=keys, args=args))
+        command = ("EVALSHA", known.sha, len(keys), *keys, *args)
         try:
-            return await self._scripts[script](keys=keys, args=args)
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(type(error).__name__) from error
+            return await self._commit(*command, undo=undo)
+        except _UnknownScript:
+            # A primary that has just become one.
+            await self._do("SCRIPT LOAD", str(known.script))
+            return await self._commit(*command, undo=undo)
 
     async def _do(self, *command: str | int) -> Any:
-        try:
-            return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(type(error).__name__) from error
+        return await _answer(self._redis.execute_command(*command))  # type: ignore[no-untyped-call]
+
+    async def _commit(self, *command: str | int, undo: Undo | None = None) -> Any:
+        """Do what has to outlive the primary."""
+        if not self._replicated:
+            return await self._do(*command)
+        pipeline = self._redis.pipeline(transaction=False)
+        for key in undo.before if undo is not None else ():
+            pipeline.execute_command("GET", key)
+            pipeline.execute_command("PTTL", key)
+        pipeline.execute_command(*command)
+        pipeline.execute_command("WAIT", 1, REPLICA_MILLISECONDS)
+        *held, answer, copies = await _answer(pipeline.execute(raise_on_error=False))
+        if isinstance(answer, NoScriptError):
+            raise _UnknownScript
+        if isinstance(answer, RedisError):
+            raise StoreUnavailable(type(answer).__name__) from answer
+        if isinstance(copies, RedisError) or copies < 1:
+            if undo is not None and not any(isinstance(value, RedisError) for value in held):
+                args = (*undo.args, *("" if value is None else value for value in held))
+                await _answer(self._scripts[undo.script](keys=undo.keys, args=args))
+            raise StoreUnavailable("no replica has it")
+        return answer
 
     async def ping(self) -> None:
         """Ask whether Redis answers."""
@@ -247,12 +293,13 @@ class Store:
     async def update_client(self, client_id: str, record: dict[str, Any]) -> bool:
         """Replace a registration that exists; its time to live stays."""
         return (
-            await self._do("SET", f"gh:client:{client_id}", json.dumps(record), "XX", "KEEPTTL") is not None
+            await self._commit("SET", f"gh:client:{client_id}", json.dumps(record), "XX", "KEEPTTL")
+            is not None
         )
 
     async def delete_client(self, client_id: str) -> None:
         """Forget a registration. Its refresh tokens die with it, since a token needs its client."""
-        await self._do("DEL", f"gh:client:{client_id}")
+        await self._commit("DEL", f"gh:client:{client_id}")
         await self._do("ZREM", "gh:clients:unused", f"gh:client:{client_id}")
         await self._do("ZREM", "gh:clients", client_id)
 
@@ -266,17 +313,18 @@ class Store:
     async def save_document(self, url: str, record: dict[str, Any]) -> None:
         """Keep a copy for as long as a grant of the client can live."""
         seconds = self._refresh_seconds + CLIENT_MARGIN_SECONDS
-        await self._do("SET", f"gh:document:{digest(url)}", json.dumps(record), "EX", seconds)
+        await self._commit("SET", f"gh:document:{digest(url)}", json.dumps(record), "EX", seconds)
 
     async def forget_document(self, url: str) -> None:
         """Drop the copy of a document that is gone."""
-        await self._do("DEL", f"gh:document:{digest(url)}")
+        await self._commit("DEL", f"gh:document:{digest(url)}")
 
     async def first_use(self, client_id: str, name: str, seconds: int) -> bool:
         """Whether a client's assertion of this name is new. It is not, for so many seconds from now."""
         own = new_mark()
         key = f"gh:assertion:{digest(f'{client_id} {name}')}"
-        held = await self._do("SET", key, own, "NX", "GET", "EX", seconds)
+        undo = Undo.put_back(key, own, key)
+        held = await self._commit("SET", key, own, "NX", "GET", "EX", seconds, undo=undo)
         # The command may have been repeated after its answer was lost.
         return held is None or held == own
 
@@ -285,12 +333,12 @@ class Store:
     async def save_flow(self, flow_id: str, flow: Flow) -> None:
         """Save a sign-in for ten minutes."""
         record = json.dumps({name: getattr(flow, name) for name in Flow.__slots__})
-        await self._do("SET", f"gh:flow:{digest(flow_id)}", record, "EX", FLOW_SECONDS)
+        await self._commit("SET", f"gh:flow:{digest(flow_id)}", record, "EX", FLOW_SECONDS)
 
     async def update_flow(self, flow_id: str, flow: Flow) -> bool:
         """Replace a sign-in that is still under way, and keep its time."""
         record = json.dumps({name: getattr(flow, name) for name in Flow.__slots__})
-        return await self._do("SET", f"gh:flow:{digest(flow_id)}", record, "XX", "KEEPTTL") is not None
+        return await self._commit("SET", f"gh:flow:{digest(flow_id)}", record, "XX", "KEEPTTL") is not None
 
     async def flow(self, flow_id: str) -> Flow | None:
         """A sign-in that is still under way, or None."""
@@ -299,7 +347,7 @@ class Store:
 
     async def drop_flow(self, flow_id: str) -> bool:
         """End a sign-in without a code; False when it was no longer under way."""
-        return bool(await self._do("DEL", f"gh:flow:{digest(flow_id)}"))
+        return bool(await self._commit("DEL", f"gh:flow:{digest(flow_id)}"))
 
     async def finish_flow(self, flow_id: str, code: str, record: Code) -> bool:
         """Turn a sign-in into a code; False when it was no longer under way."""
@@ -311,7 +359,8 @@ class Store:
             }
         )
         keys = [f"gh:flow:{digest(flow_id)}", f"gh:code:{digest(code)}"]
-        return bool(await self._run("finish_flow", keys, [value, CODE_SECONDS]))
+        undo = Undo.put_back(keys[1], value, *keys)
+        return bool(await self._run("finish_flow", keys, [value, CODE_SECONDS], undo))
 
     # Devices that wait for a person (RFC 8628)
 
@@ -321,7 +370,7 @@ class Store:
         entry = f"gh:usercode:{digest(device.user_code)}"
         if await self._do("SET", entry, name, "NX", "EX", DEVICE_SECONDS) is None:
             return False
-        await self._do("SET", f"gh:device:{name}", device.as_record(), "EX", DEVICE_SECONDS)
+        await self._commit("SET", f"gh:device:{name}", device.as_record(), "EX", DEVICE_SECONDS)
         return True
 
     async def waiting_device(self, user_code: str) -> tuple[str, Device] | None:
@@ -364,7 +413,8 @@ class Store:
             f"gh:device:{flow.device}",
             f"gh:usercode:{digest(flow.user_code)}",
         ]
-        return bool(await self._run("finish_device", keys, [device.as_record()]))
+        record = device.as_record()
+        return bool(await self._run("finish_device", keys, [record], Undo.put_back(keys[1], record, *keys)))
 
     # What operators see
 
@@ -390,7 +440,7 @@ class Store:
     async def save_session(self, secret: str, identity: Identity) -> None:
         """Save a session for an hour."""
         record = json.dumps(identity.as_dict())
-        await self._do("SET", f"gh:session:{digest(secret)}", record, "EX", SESSION_SECONDS)
+        await self._commit("SET", f"gh:session:{digest(secret)}", record, "EX", SESSION_SECONDS)
 
     async def session(self, secret: str) -> Identity | None:
         """Whose session a cookie is, or None."""
@@ -399,7 +449,7 @@ class Store:
 
     async def drop_session(self, secret: str) -> None:
         """Sign out."""
-        await self._do("DEL", f"gh:session:{digest(secret)}")
+        await self._commit("DEL", f"gh:session:{digest(secret)}")
 
     # Codes and refresh tokens
 
@@ -423,11 +473,12 @@ class Store:
             the way: a mark of another use, or UsedCode('') when the code is gone.
         """
         person = digest(family.grant.identity.user)
+        held, begun = f"gh:{kind}:{digest(code)}", f"gh:family:{family.family}"
         answer, *crowded = await self._run(
             "redeem_code",
             [
-                f"gh:{kind}:{digest(code)}",
-                f"gh:family:{family.family}",
+                held,
+                begun,
                 f"gh:client:{family.grant.client_id}",
                 f"gh:person:{person}",
             ],
@@ -445,6 +496,7 @@ class Store:
                 person,
                 *(item for pair in family.grant.as_fields().items() for item in pair),
             ],
+            Undo.put_back(held, f"used:{family.family}", held, begun),
         )
         if answer == "done":
             return cast(list[str], crowded)
@@ -492,6 +544,8 @@ class Store:
                 family.grant.identity.user,
                 family.grant.client_id,
             ],
+            # Its holder has not got the successor, and may come back for it long after.
+            Undo("forgive_rotation", (f"gh:family:{family.family}",), (presented, successor)),
         )
         return outcome, held
 

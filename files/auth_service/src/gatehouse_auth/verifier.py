@@ -8,7 +8,7 @@ Redis does not answer at all does a finding count on its own, for a configured t
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -38,21 +38,37 @@ class RevocationStream:
         self.generation = 0
         self.events = 0
         self.lost_at = time.monotonic()
+        self._limit: asyncio.Timeout | None = None
 
     async def run(self) -> None:
         """Listen until cancelled."""
         while True:
-            try:
-                await self._listen()
-            except (RedisError, OSError, TimeoutError) as error:
-                if self.synced:
-                    self._log.event("revocation_stream_lost", "warning", reason=type(error).__name__)
-                    self._lose()
-                else:
-                    self.away = True
-            await asyncio.sleep(RETRY_SECONDS)
+            moved = await self._unless_moved(self._listen())
+            if not moved:
+                await self._unless_moved(asyncio.sleep(RETRY_SECONDS))
 
-    def _lose(self) -> None:
+    async def _unless_moved(self, what: Awaitable[None]) -> bool:
+        """Wait for something, but no longer when Redis has another primary; whether it has."""
+        self._limit = limit = asyncio.timeout(None)
+        try:
+            async with limit:
+                await what
+        except (RedisError, OSError, TimeoutError) as error:
+            if self.synced:
+                self._lose(type(error).__name__)
+            elif not limit.expired():
+                self.away = True
+        return limit.expired()
+
+    def moved(self) -> None:
+        """Redis has another primary. The old one may not know, and talk on; nobody waits for it."""
+        if self.synced:
+            self._lose("moved")
+        if self._limit is not None and self._limit.when() is None:
+            self._limit.reschedule(asyncio.get_running_loop().time())
+
+    def _lose(self, reason: str) -> None:
+        self._log.event("revocation_stream_lost", "warning", reason=reason)
         self.synced = False
         self.generation += 1
         self.events += 1

@@ -1,9 +1,10 @@
 -- Rotate a refresh token. Within the grace window the one before the current gets the same successor (the
--- salt from which its holder's secret derives it); anything older has been copied.
+-- salt from which its holder's secret derives it), and after it too if its holder was told of a fault instead;
+-- anything older has been copied.
 -- KEYS: family, client, person   ARGV: family id, presented digest, successor's digest, its salt, grace in
 -- milliseconds, seconds of the family, seconds of the client, the person, the client
-local current, previous, salt, rotated =
-  unpack(redis.call('HMGET', KEYS[1], 'current', 'previous', 'salt', 'rotated'))
+local current, previous, salt, rotated, forgiven =
+  unpack(redis.call('HMGET', KEYS[1], 'current', 'previous', 'salt', 'rotated', 'forgiven'))
 if not current then
   return {'gone', ''}
 end
@@ -13,7 +14,8 @@ if current == ARGV[2] then
   redis.call('HSET', KEYS[1], 'current', ARGV[3], 'previous', ARGV[2], 'salt', ARGV[4],
     'rotated', milliseconds)
   salt = ARGV[4]
-elseif previous ~= ARGV[2] or milliseconds - tonumber(rotated) > tonumber(ARGV[5]) then
+elseif previous ~= ARGV[2]
+  or (milliseconds - tonumber(rotated) > tonumber(ARGV[5]) and forgiven ~= ARGV[2]) then
   return {'replayed', ''}
 end
 redis.call('EXPIRE', KEYS[1], ARGV[6])
