@@ -33,6 +33,7 @@ from test_check import forge, signing_key  # noqa: E402
 
 # As plugins/filter/services.py has them.
 ADDRESSES = [f"127.0.0.{number}" for number in range(1, 34)]
+POST = Path(__file__).parent / "post.lua"
 HOSTS = {"without": "without.bench", "with": "with.bench"}
 
 
@@ -48,6 +49,8 @@ def wrk(port: int, way: str, seconds: int, connections: int, token: str) -> Load
         f"-c{connections}",
         f"-d{seconds}s",
         "--latency",
+        "-s",
+        str(POST),
         "-H",
         f"Authorization: Bearer {token}",
         "-H",
