@@ -117,6 +117,12 @@ e2e: $(CACHE)/venv-test $(CACHE)/apt-test ## Clients from other teams and a real
 test: test-fast ## Everything but what takes too long for each run; what CI runs
 	tools/side-by-side "lab-test molecule" e2e
 
+# Ten thousand sessions dropped in every rude way; about a quarter of an hour.
+.PHONY: soak-bridge
+soak-bridge: $(CACHE)/package-bridge
+	cd files/mcp_services/bridge && PYTHONPATH=src:../../service/src:tests \
+	  $(CURDIR)/$(call package_venv,mcp_services/bridge)/bin/python tests/soak.py --sessions 10000
+
 .PHONY: bench
 bench: bench-check bench-front bench-revocation bench-rollout ## Every measurement; docs/measurements.md keeps the tables
 

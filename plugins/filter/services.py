@@ -9,9 +9,15 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ansible_collections.gatehouse.mcp.plugins.module_utils.fleet import merge_services
+from ansible_collections.gatehouse.mcp.plugins.module_utils.fleet import (
+    merge_services,
+    provider_names,
+    qualified,
+)
 from ansible_collections.gatehouse.mcp.plugins.module_utils.npm import NODE_LOCK
 
+# The credential with people's own secrets, as the bridge reads it; no variable has a dot in its name.
+PER_USER = "per_user.json"
 SYSTEMS = (("Debian", "12"), ("Debian", "13"))
 PACKAGES = os.path.join(
     os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "files", "mcp_services"
@@ -33,9 +39,28 @@ def check_urls(port: int | str) -> list[str]:
     return [f"http://{address}:{port}" for address in AUTH_ADDRESSES[1:]]
 
 
-def service_secrets(*layers: Mapping[str, Any] | None) -> dict[str, dict[str, str]]:
-    """The secrets of each service, by service and name."""
-    return {name: dict(service.get("secrets") or {}) for name, service in merge_services(*layers).items()}
+def service_secrets(
+    *layers: Mapping[str, Any] | None, providers: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, str]]:
+    """The secrets of each service, by service and name; people's own are one of them, as JSON by person and name.
+
+    Args:
+        layers: The services as the inventory has them, later ones before earlier ones.
+        providers: `gatehouse_providers`, which the names of people depend on.
+    """
+    known = provider_names(providers or {})
+    return {
+        name: dict(service.get("secrets") or {}) | _personal(service.get("secrets_per_user") or {}, known)
+        for name, service in merge_services(*layers).items()
+    }
+
+
+def _personal(secrets: Mapping[str, Mapping[str, str]], providers: list[str]) -> dict[str, str]:
+    by_user: dict[str, dict[str, str]] = {}
+    for variable, people in secrets.items():
+        for person, secret in people.items():
+            by_user.setdefault(qualified(str(person), providers), {})[variable] = str(secret)
+    return {PER_USER: json.dumps(by_user, sort_keys=True)} if by_user else {}
 
 
 def service_environments(
@@ -125,7 +150,10 @@ def service_components(
                 "GATEHOUSE_BRIDGE_ENV": json.dumps(own_env, sort_keys=True),
                 "GATEHOUSE_BRIDGE_SECRETS": json.dumps(service["secret_names"]),
                 "GATEHOUSE_BRIDGE_ISOLATION": service["isolation"],
+                **_child_limits(service),
             }
+            if service["personal_secret_names"]:
+                env["GATEHOUSE_BRIDGE_SECRETS_PER_USER"] = json.dumps(service["personal_secret_names"])
         else:
             exec_start = command
             env |= own_env
@@ -150,12 +178,25 @@ def service_components(
                     "service": dict(service),
                     "exec_start": exec_start,
                     "notifies": native or bridged,
-                    "credential_names": service["secret_names"],
+                    "credential_names": sorted(secrets.get(name, {})),
                     "drain_seconds": drain_seconds,
                 },
             }
         )
     return components
+
+
+def _child_limits(service: Mapping[str, Any]) -> dict[str, str]:
+    """The limits of one child as the bridge takes them: bytes, a number, processors."""
+    memory, tasks, cpu = (service[f"child_{limit}"] for limit in ("memory_max", "tasks_max", "cpu_quota"))
+    limits = {}
+    if memory:
+        limits["MEMORY"] = str(int(memory[:-1]) * {"M": 1024**2, "G": 1024**3}[memory[-1]])
+    if tasks:
+        limits["PROCESSES"] = str(tasks)
+    if cpu:
+        limits["CPU"] = str(int(cpu[:-1]) / 100)
+    return {f"GATEHOUSE_BRIDGE_CHILD_{name}": value for name, value in limits.items()}
 
 
 def unlocked_packages(hosts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:

@@ -81,6 +81,16 @@ PACKAGE_LOCK = "package-lock.json"
 PORT_FIRST, PORT_LAST = 20000, 31998
 AUTH_PORT = 18000
 
+# Limits of one child of the bridge: their form, and an example.
+CHILD_LIMITS = {
+    "child_memory_max": (re.compile(r"[1-9]\d*[MG]"), "256M or 1G"),
+    "child_tasks_max": (re.compile(r"[1-9]\d*"), "64"),
+    "child_cpu_quota": (re.compile(r"[1-9]\d*%"), "50%, of one processor"),
+}
+
+# What a service has that says nothing of it.
+LIMITS = {"cpu_quota": "200%", "child_memory_max": None, "child_tasks_max": 256, "child_cpu_quota": "100%"}
+
 SECRET_MIN, REDIS_PASSWORD_MIN = 8, 32
 
 
@@ -92,7 +102,7 @@ def provider_names(providers: Mapping[str, Any]) -> list[str]:
 
 
 def qualified(entry: str, providers: list[str]) -> str:
-    """A group as the auth service names it: `<provider>:<group>`, a local one as it is.
+    """A person or group as the auth service names them: `<provider>:<name>`, local ones as they are.
 
     Without a provider it is a local one where there are local users, and else of the only provider; whether that
     can be said, `Inspector.check_names` checks.
@@ -433,6 +443,10 @@ class Inspector:
             groups = tools.get("groups") if isinstance(tools, Mapping) else None
             if isinstance(groups, Mapping):
                 lists[f"gatehouse_mcp_services.{name}.tools"] = {"groups": [*groups]}
+            personal = (service or {}).get("secrets_per_user")
+            for variable, people in personal.items() if isinstance(personal, Mapping) else ():
+                if isinstance(people, Mapping):
+                    lists[f"gatehouse_mcp_services.{name}.secrets_per_user.{variable}"] = {"users": [*people]}
         return {where: allow for where, allow in lists.items() if isinstance(allow, Mapping)}
 
     def check_clients(self, host: str, given: Mapping[str, Any]) -> None:
@@ -632,7 +646,9 @@ class Inspector:
             return None
         # Secrets never reach the validator: its messages quote what they refuse.
         known = {
-            key: value for key, value in given.items() if key in self.service_options and key != "secrets"
+            key: value
+            for key, value in given.items()
+            if key in self.service_options and key not in ("secrets", "secrets_per_user")
         }
         before = len(self.found)
         self.check_types(f"{where}.", known, self.service_options, host)
@@ -670,6 +686,7 @@ class Inspector:
         if source is None:
             return None
         title = source.pop("title", name)
+        self.check_children(host, where, given, source)
         tools = self.tools(host, where, known.get("tools") or {}, source["transport"])
         return {
             "title": known.get("title") or title,
@@ -686,10 +703,30 @@ class Inspector:
                 key: str(value) for key, value in {**source.pop("env"), **(given.get("env") or {})}.items()
             },
             "secret_names": sorted(given.get("secrets") or {}),
+            "personal_secret_names": sorted(given.get("secrets_per_user") or {}),
             "egress": [*source.pop("egress"), *known.get("egress", [])],
             **source,
-            **({"memory_max": known["memory_max"]} if "memory_max" in known else {}),
+            **{key: known[key] for key in ("memory_max", "cpu_quota", *CHILD_LIMITS) if key in known},
         }
+
+    def check_children(
+        self, host: str, where: str, given: Mapping[str, Any], source: Mapping[str, Any]
+    ) -> None:
+        """What is there for children of the bridge alone stands at a service that has some, in a form that it knows."""
+        for key in ("secrets_per_user", *CHILD_LIMITS):
+            if given.get(key) and source["transport"] != "stdio":
+                self.problem(
+                    f"{where}.{key}: only a stdio server behind the bridge has children; remove the key", host
+                )
+        if given.get("secrets_per_user") and source["isolation"] == "shared":
+            self.problem(
+                f"{where}.secrets_per_user: with the isolation shared one process serves everyone; write isolation: per_user"
+                " or per_session",
+                host,
+            )
+        for key, (form, example) in CHILD_LIMITS.items():
+            if key in given and not form.fullmatch(str(given[key])):
+                self.problem(f"{where}.{key}: is not of the known form; write {example}", host)
 
     def tools(self, host: str, where: str, given: Mapping[str, Any], transport: str) -> dict[str, Any]:
         """Per-tool rules as the services read them (`GATEHOUSE_TOOLS`); empty where there are none."""
@@ -726,9 +763,9 @@ class Inspector:
         return True
 
     def check_mappings(self, host: str, where: str, given: Mapping[str, Any]) -> bool:
-        """`env` and `secrets` are mappings with usable names, and no secret is too short."""
+        """`env` and the secrets are mappings with usable names, and no secret is too short."""
         fine = True
-        for key in ("env", "secrets"):
+        for key in ("env", "secrets", "secrets_per_user"):
             value = given.get(key) or {}
             if not isinstance(value, Mapping):
                 self.problem(f"{where}.{key}: is not a mapping; write NAME: value below it", host)
@@ -753,6 +790,22 @@ class Inspector:
                     host,
                 )
                 fine = False
+        for variable, users in (given.get("secrets_per_user") or {}).items():
+            if not isinstance(users, Mapping) or not users:
+                self.problem(
+                    f"{where}.secrets_per_user.{variable}: is not a mapping of people; write <user>: <secret> below it",
+                    host,
+                )
+                fine = False
+                continue
+            for user, secret in users.items():
+                if not isinstance(secret, str) or len(secret) < SECRET_MIN:
+                    self.problem(
+                        f"{where}.secrets_per_user.{variable}.{user}: is too short or not text; use at least {SECRET_MIN}"
+                        " characters",
+                        host,
+                    )
+                    fine = False
         return fine
 
     def placement(self, host: str, where: str, pattern: str) -> list[str]:
@@ -790,6 +843,7 @@ class Inspector:
             "isolation": given.get("isolation", "per_session"),
             # Room for a few dozen children of the bridge.
             "memory_max": "1G",
+            **LIMITS,
             "sandbox": {},
             "module": None,
             "npm": False,
@@ -854,6 +908,7 @@ class Inspector:
             "transport": "native" if native else "stdio",
             "isolation": given.get("isolation", entry.get("isolation", "per_session")),
             "memory_max": entry.get("memory_max", "512M"),
+            **LIMITS,
             "sandbox": entry.get("sandbox", {}),
             "title": entry["title"],
             "module": entry.get("module"),

@@ -33,6 +33,10 @@ class Lost(Unhealthy):
     """A check failed, and waiting is pointless."""
 
 
+class Personal(Unhealthy):
+    """The bridge answers, and says that whoever asks has no credentials of his own for the service."""
+
+
 def show(unit: str, *properties: str) -> dict[str, str]:
     """Properties of a unit, as `systemctl show` gives them."""
     run = subprocess.run(
@@ -166,7 +170,7 @@ def check_mcp(client: Client) -> list[str]:
     """An MCP client can connect: `initialize`, `notifications/initialized`, `tools/list`.
 
     Returns:
-        The names of the tools.
+        The names of the tools; none where only people with credentials of their own have any.
 
     Raises:
         Unhealthy: Any step fails.
@@ -177,7 +181,10 @@ def check_mcp(client: Client) -> list[str]:
         "clientInfo": {"name": "gatehouse-health", "version": "1"},
     }
     session: dict[str, str] = {"MCP-Protocol-Version": PROTOCOL_VERSION}
-    result, headers = _call(client, 1, "initialize", hello, session)
+    try:
+        result, headers = _call(client, 1, "initialize", hello, session)
+    except Personal:
+        return []
     session["MCP-Protocol-Version"] = str(result.get("protocolVersion", PROTOCOL_VERSION))
     if headers.get("Mcp-Session-Id"):
         session["Mcp-Session-Id"] = headers["Mcp-Session-Id"]
@@ -208,8 +215,10 @@ def _call(
         raise Unhealthy(f"{method}: status {status}: {body[:300].decode(errors='replace')}")
     try:
         message = json.loads(body)
+        if message.get("error", {}).get("data", {}).get("reason") == "no_credentials":
+            raise Personal(f"{method}: no credentials")
         return dict(message["result"]), answered
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Unhealthy(f"{method}: no result: {body[:300].decode(errors='replace')}") from error
 
 

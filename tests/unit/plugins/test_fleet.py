@@ -105,6 +105,21 @@ def test_a_package_of_ones_own() -> None:
     assert "long enough" not in str(fleet)
 
 
+def test_peoples_own_secrets_leave_their_names_alone() -> None:
+    service = {
+        "package": "pypi:a==1",
+        "secrets_per_user": {"T": {"ana": "long enough"}},
+        "child_memory_max": "64M",
+    }
+    fleet = with_service("x", service)
+    assert fleet.problems == []
+    assert fleet.hosts["h1"]["x"]["personal_secret_names"] == ["T"]
+    assert fleet.hosts["h1"]["x"]["secret_names"] == []
+    limits = [fleet.hosts["h1"]["x"][f"child_{limit}"] for limit in ("memory_max", "tasks_max", "cpu_quota")]
+    assert limits == ["64M", 256, "100%"]
+    assert "long enough" not in str(fleet)
+
+
 def test_a_machine() -> None:
     secret = "x" * 32
     client = {"client_name": "Nightly", "client_secret": secret, "grant_types": ["client_credentials"]}
@@ -268,6 +283,17 @@ def test_bad_variables(change: dict[str, Any], variable: str, fix: str) -> None:
         ("x", {"package": "pypi:acme>=1"}, "gatehouse_mcp_services.x.package: is not a package with an exact version", "write"),
         ("x", {"command": ["server"]}, "gatehouse_mcp_services.x.command: without a package", "full path"),
         ("x", {"package": "pypi:a==1", "secrets": {"T": "short"}}, "gatehouse_mcp_services.x.secrets.T: is too short", "at least 8"),
+        ("x", {"package": "pypi:a==1", "secrets_per_user": {"T": {"ana": "short"}}}, "gatehouse_mcp_services.x.secrets_per_user.T.ana: is too short", "at least 8"),
+        ("x", {"package": "pypi:a==1", "secrets_per_user": {"T": "long enough"}}, "gatehouse_mcp_services.x.secrets_per_user.T: is not a mapping", "<user>: <secret>"),
+        ("x", {"package": "pypi:a==1", "secrets_per_user": ["T"]}, "gatehouse_mcp_services.x.secrets_per_user: is not a mapping", "write"),
+        ("x", {"package": "pypi:a==1", "secrets_per_user": {"GATEHOUSE_X": {"ana": "long enough"}}}, "gatehouse_mcp_services.x.secrets_per_user.GATEHOUSE_X: names", "choose"),
+        ("x", {"package": "pypi:a==1", "secrets_per_user": {"T": {"okta:1": "long enough"}}}, "gatehouse_mcp_services.x.secrets_per_user.T.users: okta:1 is of no", "local"),
+        ("x", {"package": "pypi:a==1", "isolation": "shared", "secrets_per_user": {"T": {"ana": "long enough"}}}, "gatehouse_mcp_services.x.secrets_per_user: with the isolation shared", "per_user"),
+        ("x", {"command": ["/x"], "transport": "http", "secrets_per_user": {"T": {"ana": "long enough"}}}, "gatehouse_mcp_services.x.secrets_per_user: only a stdio", "remove"),
+        ("echo", {"child_memory_max": "64M"}, "gatehouse_mcp_services.echo.child_memory_max: only a stdio server", "remove"),
+        ("time", {"child_memory_max": "64"}, "gatehouse_mcp_services.time.child_memory_max: is not of the known form", "256M"),
+        ("time", {"child_tasks_max": 0}, "gatehouse_mcp_services.time.child_tasks_max: is not of the known form", "64"),
+        ("time", {"child_cpu_quota": "half"}, "gatehouse_mcp_services.time.child_cpu_quota: is not of the known form", "50%"),
         ("x", {"package": "pypi:a==1", "env": {"A B": "1"}}, "gatehouse_mcp_services.x.env.A B: is not the name", "letters"),
         ("x", {"package": "pypi:a==1", "env": {"GATEHOUSE_LISTEN": "1"}}, "gatehouse_mcp_services.x.env.GATEHOUSE_LISTEN", "choose"),
         ("time", {"hostname": "auth"}, "gatehouse_mcp_services.time.hostname: auth is also the host name of the auth", "choose"),
@@ -291,9 +317,17 @@ def test_bad_services(name: str, service: Any, variable: str, fix: str) -> None:
     assert any(problem.startswith(variable) and fix in problem for problem in problems), problems
 
 
-def test_a_refused_secret_is_never_quoted() -> None:
-    for secrets in ("hunter2hunter2", {"T": "hunter2"}, {"T": 42424242}, ["hunter2hunter2"]):
-        fleet = with_service("x", {"package": "pypi:a==1", "secrets": secrets})
+@pytest.mark.parametrize("key", ["secrets", "secrets_per_user"])
+def test_a_refused_secret_is_never_quoted(key: str) -> None:
+    refused = (
+        "hunter2hunter2",
+        {"T": "hunter2"},
+        {"T": 42424242},
+        ["hunter2hunter2"],
+        {"T": {"ana": "hunter2"}},
+    )
+    for secrets in refused:
+        fleet = with_service("x", {"package": "pypi:a==1", key: secrets})
         assert fleet.problems
         assert "hunter2" not in str(fleet) and "4242" not in str(fleet)
 

@@ -26,6 +26,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     stream = False
     sessions = True
     end_status = 200
+    personal = False
     seen: list[tuple[str, Any]]
 
     def log_message(self, *arguments: Any) -> None:
@@ -53,7 +54,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if message["method"] == "initialize"
             else {"tools": [{"name": "t", "inputSchema": {"properties": {"method": {}}}}]}
         )
-        data = json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result})
+        outcome = (
+            {"error": {"code": -32603, "message": "You have no TOKEN", "data": {"reason": "no_credentials"}}}
+            if self.personal
+            else {"result": result}
+        )
+        data = json.dumps({"jsonrpc": "2.0", "id": message["id"], **outcome})
         self.send_response(200)
         if message["method"] == "initialize" and self.sessions:
             self.send_header("Mcp-Session-Id", "s1")
@@ -94,6 +100,14 @@ def test_the_handshake_lists_tools_and_ends_its_session(server: tuple[str, Any])
     assert seen == [
         ("initialize", None), ("notifications/initialized", "s1"), ("tools/list", "s1"), ("DELETE", "s1"),
     ]  # fmt: skip
+
+
+def test_a_service_that_asks_for_ones_own_credentials_is_well(
+    server: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Handler, "personal", True)
+    assert check_mcp(Client(server[0] + "/mcp")) == []
+    assert [method for method, _ in server[1]] == ["initialize"]
 
 
 def test_a_server_that_keeps_its_sessions_is_well(

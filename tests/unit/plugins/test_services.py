@@ -19,12 +19,14 @@ from ansible_collections.gatehouse.mcp.plugins.filter.services import (
     peer_address,
     service_components,
     service_environments,
+    service_secrets,
     systemd_command,
     unlocked_packages,
 )
 
 BASE: dict[str, Any] = {
     "title": "T", "url": "https://x.example.com/mcp", "port": 20000, "env": {"A": "1"}, "secret_names": ["TOKEN"],
+    "personal_secret_names": [], "cpu_quota": "200%", "child_memory_max": None, "child_tasks_max": 256, "child_cpu_quota": "50%",
     "memory_max": "512M", "sandbox": {}, "egress": [], "tools": {}, "isolation": "per_session", "lock": None, "package": None,
     "npm": False, "debian_packages": [], "module": None, "health_path": "/health", "hostname": "x", "origins": [], "hosts": ["h1"],
 }  # fmt: skip
@@ -76,6 +78,39 @@ def test_a_stdio_service_runs_behind_the_bridge() -> None:
     assert json.loads(component["env"]["GATEHOUSE_BRIDGE_SECRETS"]) == ["TOKEN"]
     assert component["environments"] == ["bridge-id", "service-x-id"]
     assert "A" not in component["env"]
+
+
+def test_limits_of_a_child_reach_the_bridge_in_its_units() -> None:
+    [component] = components(x={**STDIO, "child_memory_max": "256M"})
+    limits = {
+        name: component["env"][f"GATEHOUSE_BRIDGE_CHILD_{name}"] for name in ("MEMORY", "PROCESSES", "CPU")
+    }
+    assert limits == {"MEMORY": str(256 * 1024 * 1024), "PROCESSES": "256", "CPU": "0.5"}
+    assert "GATEHOUSE_BRIDGE_CHILD_MEMORY" not in components(x=STDIO)[0]["env"]
+
+
+def test_peoples_own_secrets_are_one_credential_and_nowhere_else() -> None:
+    given = {
+        "secrets": {"URL": "for everyone"},
+        "secrets_per_user": {"T": {"Ana": "anas own", "local:bob": "bobs own"}},
+    }
+    providers = {"local": {}, "github": {}}
+    secrets = service_secrets({"x": given}, None, {"x": {}}, providers=providers)
+    assert json.loads(secrets["x"]["per_user.json"]) == {"Ana": {"T": "anas own"}, "bob": {"T": "bobs own"}}
+    service = {**STDIO, "secret_names": ["URL"], "personal_secret_names": ["T"]}
+    environments = {name: {"id": name, "path": f"/e/{name}"} for name in ("bridge", "service-x")}
+    [component] = service_components({"x": service}, environments, secrets, "127.0.0.1", 20, 45)
+    assert component["vars"]["credential_names"] == ["URL", "per_user.json"]
+    assert component["credentials"].keys() == {"URL", "per_user.json"}
+    assert json.loads(component["env"]["GATEHOUSE_BRIDGE_SECRETS_PER_USER"]) == ["T"]
+    assert "own" not in str({key: value for key, value in component.items() if key != "credentials"})
+
+
+def test_people_are_named_as_the_auth_service_names_them() -> None:
+    given = {"x": {"secrets_per_user": {"T": {"Octocat": "a secret"}}}, "y": {}}
+    secrets = service_secrets(given, providers={"github": {}})
+    assert json.loads(secrets["x"]["per_user.json"]) == {"github:octocat": {"T": "a secret"}}
+    assert secrets["y"] == {}
 
 
 def test_an_npm_service_brings_node_and_knows_its_state() -> None:

@@ -1,14 +1,16 @@
 """A bridge as systemd would start it: a process of its own, on a loopback port."""
 
+import ctypes
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,12 @@ def eventually(condition: Callable[[], Any], seconds: float = 15.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come true"
         time.sleep(0.05)
+
+
+def drop_capabilities() -> None:
+    """Between fork and exec: what starts has none, as a unit of ours; root could look into every process."""
+    for capability in range(64):
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
 
 
 class Session:
@@ -170,13 +178,20 @@ def answer(response: httpx.Response) -> Any:
 
 
 class Bridge:
-    """A running bridge."""
+    """A running bridge; `user` is who asks where a test does not say."""
 
-    def __init__(self, env: dict[str, str], log: Path) -> None:
+    user = ""
+
+    def __init__(self, env: dict[str, str], log: Path, before: Callable[[], object] | None = None) -> None:
         self.url = f"http://{env['GATEHOUSE_LISTEN']}"
         self._log = log
         with log.open("ab") as file:
-            self.process = subprocess.Popen([sys.executable, "-m", "gatehouse_bridge"], env=env, stdout=file)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gatehouse_bridge"],
+                env=env,
+                stdout=file,
+                preexec_fn=before,
+            )
         self.http = httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=None))
         eventually(self._answers)
 
@@ -189,7 +204,7 @@ class Bridge:
 
     @property
     def health(self) -> dict[str, Any]:
-        return dict(httpx.get(f"{self.url}/health").json())
+        return dict(httpx.get(f"{self.url}/health", timeout=60).json())
 
     @property
     def log(self) -> str:
@@ -200,7 +215,7 @@ class Bridge:
         return [json.loads(line) for line in self.log.splitlines()]
 
     def session(self, user: str = "", client: str = "") -> Session:
-        identity = {"X-Gatehouse-User": user, "X-Gatehouse-Client": client}
+        identity = {"X-Gatehouse-User": user or self.user, "X-Gatehouse-Client": client}
         return Session(self.http, self.url, {name: value for name, value in identity.items() if value})
 
     async def open(self, user: str = "", **hello: Any) -> Session:
@@ -215,13 +230,13 @@ class Bridge:
         method: str,
         params: dict[str, Any] | None = None,
         user: str = "",
-        headers: dict[str, str | None] | None = None,
+        headers: Mapping[str, str | None] | None = None,
     ) -> httpx.Response:
         """A request of 2026-07-28; headers that are None are left out."""
         params = {"_meta": META, **(params or {})}
         sent: dict[str, str | None] = {"MCP-Protocol-Version": MODERN, "Mcp-Method": method, **ACCEPT}
         name = params.get("name", params.get("uri"))
-        sent |= {"Mcp-Name": name, "X-Gatehouse-User": user or None, **(headers or {})}
+        sent |= {"Mcp-Name": name, "X-Gatehouse-User": user or self.user or None, **(headers or {})}
         return await self.http.post(
             f"{self.url}/mcp",
             json={"jsonrpc": "2.0", "id": "a", "method": method, "params": params},
@@ -241,21 +256,78 @@ class Bridge:
         return code
 
 
+class Guest(Bridge):
+    """A bridge that other tests use as well, each as a user of its own. Its sessions end with the test."""
+
+    def __init__(self, host: Bridge) -> None:
+        self.url, self.process, self._log = host.url, host.process, host._log
+        self.http = httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=None))
+        self.user = f"local:{secrets.token_hex(4)}"
+        self._sessions: list[Session] = []
+
+    def session(self, user: str = "", client: str = "") -> Session:
+        self._sessions.append(super().session(user, client))
+        return self._sessions[-1]
+
+    def leave(self) -> None:
+        for session in self._sessions:
+            if "Mcp-Session-Id" in session.headers:
+                httpx.delete(session.url, headers=session.headers)
+
+
+def clean(bridge: Bridge) -> None:
+    """Nothing is left of it, and no message is in its log."""
+    if bridge.process.poll() is None:
+        bridge.stop()
+    assert not re.search(r"jsonrpc|progressToken|Traceback", bridge.log)
+
+
+@pytest.fixture(scope="session")
+def common_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
+    env = environment(NASTY, BRIDGE_ENV={}, BRIDGE_MAX_CHILDREN=500)
+    bridge = Bridge(env, tmp_path_factory.mktemp("common") / "bridge.log")
+    yield bridge
+    clean(bridge)
+
+
+@pytest.fixture
+def common(common_host: Bridge) -> Iterator[Bridge]:
+    """A bridge with the nasty server behind it, for tests that have no settings of their own."""
+    guest = Guest(common_host)
+    yield guest
+    guest.leave()
+
+
+@pytest.fixture(scope="session")
+def untouched_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
+    bridge = Bridge(
+        environment(NASTY, BRIDGE_ENV={}, BRIDGE_WARM=0), tmp_path_factory.mktemp("untouched") / "bridge.log"
+    )
+    yield bridge
+    clean(bridge)
+
+
+@pytest.fixture
+def untouched(untouched_host: Bridge) -> Bridge:
+    """A bridge that has no child, for tests of what must not start one."""
+    return Guest(untouched_host)
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Bridge]]:
     """Starts bridges with the nasty server behind them, or another `command`; they are stopped, and checked
     for leaks and for messages in their logs, when the test ends."""
     bridges: list[Bridge] = []
 
-    def begin(command: list[str] = NASTY, **settings: Any) -> Bridge:
+    def begin(
+        command: list[str] = NASTY, before: Callable[[], object] | None = None, **settings: Any
+    ) -> Bridge:
         env = environment(command, **{"BRIDGE_ENV": {}, **settings})
         if "CREDENTIALS" in settings:
             env["CREDENTIALS_DIRECTORY"] = env.pop("GATEHOUSE_CREDENTIALS")
-        bridges.append(Bridge(env, tmp_path / f"bridge-{len(bridges)}.log"))
+        bridges.append(Bridge(env, tmp_path / f"bridge-{len(bridges)}.log", before))
         return bridges[-1]
 
     yield begin
     for bridge in bridges:
-        if bridge.process.poll() is None:
-            bridge.stop()
-        assert not re.search(r"jsonrpc|progressToken|Traceback", bridge.log)
+        clean(bridge)

@@ -144,6 +144,30 @@ def call(identifier: Any, name: str, arguments: dict[str, Any], token: Any) -> A
             near = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)
             holding = subprocess.Popen(["sleep", "600"], start_new_session=True)
             return [near.pid, holding.pid, daemon(None), daemon({})]
+        case "read":
+            try:
+                with open(arguments["path"], "rb") as file:
+                    return file.read(100_000).decode(errors="replace")
+            except OSError as error:
+                return type(error).__name__
+        case "write":
+            try:
+                with open(arguments["path"], "w") as file:
+                    file.write(arguments["text"])
+            except OSError as error:
+                return type(error).__name__
+            return "written"
+        case "signal":
+            try:
+                os.kill(arguments["pid"], arguments["number"])
+            except OSError as error:
+                return type(error).__name__
+            return "sent"
+        case "eat":
+            try:
+                return str(len(bytearray(arguments["bytes"])))
+            except MemoryError:
+                return "no more memory"
     raise ValueError(name)
 
 

@@ -6,13 +6,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import NASTY, Bridge, alive, answer, descendants, environment, eventually, none_alive
+from conftest import NASTY, Bridge, alive, answer, descendants, environment, eventually
 
 Start = Callable[..., Bridge]
 
@@ -21,9 +20,8 @@ Start = Callable[..., Bridge]
 @pytest.mark.parametrize(
     ("tool", "how"), [("crash", "status 7"), ("killed", "signal 9"), ("close_stdout", "")]
 )
-async def test_a_crash_is_told_to_who_waits_and_hurts_no_other(start: Start, tool: str, how: str) -> None:
-    bridge = start()
-    victim, other = await bridge.open(), await bridge.open()
+async def test_a_crash_is_told_to_who_waits_and_hurts_no_other(common: Bridge, tool: str, how: str) -> None:
+    victim, other = await common.open(), await common.open()
     async with victim.stream() as standalone:
         slow = asyncio.create_task(victim.post(victim.tool("sleep", identifier="s", seconds=30)))
         await asyncio.sleep(0.7)
@@ -37,11 +35,11 @@ async def test_a_crash_is_told_to_who_waits_and_hurts_no_other(start: Start, too
         assert how in message["error"]["message"]
     assert (await victim.post(victim.tool("echo"))).status_code == 404
     assert await other.call("echo", text="unhurt") == "unhurt"
-    assert await (await bridge.open()).call("echo", text="new") == "new"
+    assert await (await common.open()).call("echo", text="new") == "new"
 
 
-async def test_last_words_arrive(start: Start) -> None:
-    session = await start().open()
+async def test_last_words_arrive(common: Bridge) -> None:
+    session = await common.open()
     assert await session.call("last_words") == "bye"
 
 
@@ -126,44 +124,19 @@ async def test_the_whole_tree_dies_with_the_session(start: Start) -> None:
 
 
 # covers: tree
-async def test_the_tree_of_a_crashed_child_dies_too(start: Start) -> None:
-    bridge = start()
-    session = await bridge.open()
+async def test_the_tree_of_a_crashed_child_dies_too(common: Bridge) -> None:
+    session = await common.open()
     spawned = json.loads(await session.call("spawn"))
     assert "error" in answer(await session.post(session.tool("crash")))
     eventually(lambda: not any(alive(pid) for pid in spawned))
 
 
-async def test_a_stubborn_child_is_killed(start: Start) -> None:
-    bridge = start()
-    session = await bridge.open()
+async def test_a_stubborn_child_is_killed(common: Bridge) -> None:
+    session = await common.open()
     pid = int(await session.call("pid"))
     subprocess.run(["kill", "-STOP", str(pid)], check=True)
     assert await session.delete() == 204
     eventually(lambda: not alive(pid))
-
-
-# covers: tree
-async def test_nothing_is_left_however_rudely_sessions_end(start: Start) -> None:
-    bridge = start(BRIDGE_IDLE_SECONDS=2, BRIDGE_MAX_CHILDREN=100)
-    for _ in range(3):
-        sessions = await asyncio.gather(*(bridge.open(f"local:u{n}") for n in range(8)))
-        spawned = [json.loads(await session.call("spawn")) for session in sessions[:2]]
-        abandoned = bridge.session("local:u3")
-        abandoned.headers |= sessions[3].headers
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.7):
-                await abandoned.post(abandoned.tool("sleep", seconds=60))
-        await sessions[0].delete()
-        await sessions[1].post(sessions[1].tool("crash"))
-        subprocess.run(["kill", "-9", await sessions[2].call("pid")], check=True)
-        # Those that are left say no goodbye.
-        gone = [pid for pids in spawned for pid in pids]
-        eventually(partial(none_alive, gone))
-    eventually(lambda: bridge.health["sessions"] == 0 and bridge.health["children"] == 1, 30)
-    assert len(descendants(bridge.process.pid)) == 1
-    files = len(list(Path(f"/proc/{bridge.process.pid}/fd").iterdir()))
-    assert files < 40
 
 
 @pytest.mark.parametrize("isolation", ["shared", "per_user", "per_session"])

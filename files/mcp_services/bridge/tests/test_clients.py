@@ -15,6 +15,8 @@ from mcp.client.streamable_http import streamable_http_client
 
 from conftest import HERE, Bridge, descendants
 
+# One worker makes the environment.
+pytestmark = pytest.mark.xdist_group("clients")
 CATALOGUE = HERE.parents[1] / "catalogue"
 
 

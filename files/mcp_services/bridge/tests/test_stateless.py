@@ -18,8 +18,8 @@ def call(name: str, **arguments: Any) -> dict[str, Any]:
     return {"name": name, "arguments": arguments}
 
 
-async def test_discover_says_what_the_handshake_said(start: Start) -> None:
-    response = await start().stateless("server/discover")
+async def test_discover_says_what_the_handshake_said(common: Bridge) -> None:
+    response = await common.stateless("server/discover")
     assert "mcp-session-id" not in response.headers
     assert response.json() == {
         "jsonrpc": "2.0",
@@ -41,23 +41,21 @@ async def test_discover_says_what_the_handshake_said(start: Start) -> None:
 
 
 # covers: eras
-async def test_results_have_what_this_revision_wants(start: Start) -> None:
-    bridge = start()
-    result = (await bridge.stateless("tools/list")).json()["result"]
+async def test_results_have_what_this_revision_wants(common: Bridge) -> None:
+    result = (await common.stateless("tools/list")).json()["result"]
     assert result["tools"][0]["name"] == "echo"
     assert (result["resultType"], result["ttlMs"], result["cacheScope"]) == ("complete", 0, "private")
     assert result["_meta"] == SERVER
-    result = (await bridge.stateless("tools/call", call("echo", text="x"))).json()["result"]
+    result = (await common.stateless("tools/call", call("echo", text="x"))).json()["result"]
     assert result == {"_meta": SERVER, "resultType": "complete", "content": [{"type": "text", "text": "x"}]}
 
 
-async def test_the_child_sees_a_handshake_and_no_envelope(start: Start) -> None:
-    bridge = start()
+async def test_the_child_sees_a_handshake_and_no_envelope(common: Bridge) -> None:
     meta = META | {
         "io.modelcontextprotocol/clientInfo": {"name": "c", "version": "1"},
         "com.example/own": 1.50,
     }
-    response = await bridge.stateless("tools/call", {**call("seen"), "_meta": meta})
+    response = await common.stateless("tools/call", {**call("seen"), "_meta": meta})
     seen = json.loads(response.json()["result"]["content"][0]["text"])
     assert [message["method"] for message in seen] == [
         "initialize",
@@ -90,84 +88,81 @@ async def test_the_child_sees_a_handshake_and_no_envelope(start: Start) -> None:
     ],
 )
 async def test_headers_and_body_must_agree(
-    start: Start, changes: dict[str, str | None], meta: dict[str, Any], code: int
+    untouched: Bridge, changes: dict[str, str | None], meta: dict[str, Any], code: int
 ) -> None:
-    bridge = start(BRIDGE_WARM=0)
     params = {**call("echo", text="x"), "_meta": META | meta}
-    response = await bridge.stateless("tools/call", params, headers=changes)
+    response = await untouched.stateless("tools/call", params, headers=changes)
     assert (response.status_code, response.json()["error"]["code"]) == (400, code)
     assert response.json()["id"] == "a"
     if code == -32022:
         data = response.json()["error"]["data"]
         assert data["requested"] == "2099-01-01"
         assert data["supported"][0] == MODERN
-    assert bridge.health["children"] == 0
+    assert untouched.health["children"] == 0
 
 
-async def test_a_header_may_not_stand_twice(start: Start) -> None:
-    bridge = start(BRIDGE_WARM=0)
+async def test_a_header_may_not_stand_twice(untouched: Bridge) -> None:
     headers = [("MCP-Protocol-Version", MODERN), ("Mcp-Method", "tools/list"), ("Mcp-Method", "tools/list")]
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": META}}
-    response = await bridge.http.post(f"{bridge.url}/mcp", json=body, headers=[*ACCEPT.items(), *headers])
+    response = await untouched.http.post(
+        f"{untouched.url}/mcp", json=body, headers=[*ACCEPT.items(), *headers]
+    )
     assert (response.status_code, response.json()["error"]["code"]) == (400, -32020)
 
 
-async def test_a_name_may_be_encoded(start: Start) -> None:
+async def test_a_name_may_be_encoded(common: Bridge) -> None:
     name = f"=?base64?{base64.b64encode(b'echo').decode()}?="
-    response = await start().stateless("tools/call", call("echo", text="x"), headers={"Mcp-Name": name})
+    response = await common.stateless("tools/call", call("echo", text="x"), headers={"Mcp-Name": name})
     assert response.json()["result"]["content"][0]["text"] == "x"
 
 
-async def test_the_envelope_is_required(start: Start) -> None:
-    response = await start().stateless("tools/list", {"_meta": {}})
+async def test_the_envelope_is_required(common: Bridge) -> None:
+    response = await common.stateless("tools/list", {"_meta": {}})
     assert (response.status_code, response.json()["error"]["code"]) == (400, -32602)
 
 
 @pytest.mark.parametrize(
     "method", ["initialize", "ping", "logging/setLevel", "resources/subscribe", "nobody/knows"]
 )
-async def test_methods_that_this_revision_has_not(start: Start, method: str) -> None:
-    response = await start().stateless(method, {"uri": "test://x"}, headers={"Mcp-Name": None})
+async def test_methods_that_this_revision_has_not(common: Bridge, method: str) -> None:
+    response = await common.stateless(method, {"uri": "test://x"}, headers={"Mcp-Name": None})
     assert (response.status_code, response.json()["error"]["code"]) == (404, -32601)
 
 
-async def test_an_unknown_resource_has_the_code_of_this_revision(start: Start) -> None:
-    response = await start().stateless("resources/read", {"uri": "test://none"})
+async def test_an_unknown_resource_has_the_code_of_this_revision(common: Bridge) -> None:
+    response = await common.stateless("resources/read", {"uri": "test://none"})
     assert response.json()["error"]["code"] == -32602
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
-async def test_only_post(start: Start, method: str) -> None:
-    bridge = start()
-    response = await bridge.http.request(
-        method, f"{bridge.url}/mcp", headers=ACCEPT | {"MCP-Protocol-Version": MODERN}
+async def test_only_post(common: Bridge, method: str) -> None:
+    response = await common.http.request(
+        method, f"{common.url}/mcp", headers=ACCEPT | {"MCP-Protocol-Version": MODERN}
     )
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
 
 
-async def test_notifications_are_taken_and_responses_are_not(start: Start) -> None:
-    bridge = start(BRIDGE_WARM=0)
+async def test_notifications_are_taken_and_responses_are_not(untouched: Bridge) -> None:
     headers = ACCEPT | {"MCP-Protocol-Version": MODERN}
     for body, status in (({"method": "notifications/x"}, 202), ({"id": 1, "result": {}}, 400)):
-        response = await bridge.http.post(
-            f"{bridge.url}/mcp", json={"jsonrpc": "2.0", **body}, headers=headers
+        response = await untouched.http.post(
+            f"{untouched.url}/mcp", json={"jsonrpc": "2.0", **body}, headers=headers
         )
         assert response.status_code == status
-    assert bridge.health["children"] == 0
+    assert untouched.health["children"] == 0
 
 
 async def events(bridge: Bridge, params: dict[str, Any], method: str = "tools/call") -> Any:
-    headers = ACCEPT | {"MCP-Protocol-Version": MODERN, "Mcp-Method": method}
+    headers = ACCEPT | {"MCP-Protocol-Version": MODERN, "Mcp-Method": method, "X-Gatehouse-User": bridge.user}
     if "name" in params:
         headers["Mcp-Name"] = params["name"]
     body = {"jsonrpc": "2.0", "id": "e", "method": method, "params": params}
     return bridge.http.stream("POST", f"{bridge.url}/mcp", json=body, headers=headers)
 
 
-async def test_progress_comes_as_events_without_ids(start: Start) -> None:
-    bridge = start()
+async def test_progress_comes_as_events_without_ids(common: Bridge) -> None:
     params = {**call("progress", steps=3, pause=0.05), "_meta": META | {"progressToken": "mine"}}
-    async with await events(bridge, params) as response:
+    async with await events(common, params) as response:
         stream = Events(response)
         messages = await stream.rest()
     assert [m["params"] for m in messages[:-1]] == [
@@ -181,23 +176,21 @@ async def test_progress_comes_as_events_without_ids(start: Start) -> None:
 @pytest.mark.parametrize(
     ("asked", "heard"), [(None, False), ("debug", True), ("info", True), ("error", False)]
 )
-async def test_log_messages_only_for_those_who_ask(start: Start, asked: str | None, heard: bool) -> None:
-    bridge = start()
+async def test_log_messages_only_for_those_who_ask(common: Bridge, asked: str | None, heard: bool) -> None:
     level = {} if asked is None else {"io.modelcontextprotocol/logLevel": asked}
-    async with await events(bridge, {**call("log", text="hello"), "_meta": META | level}) as response:
+    async with await events(common, {**call("log", text="hello"), "_meta": META | level}) as response:
         text = (await response.aread()).decode()
     assert ('"data": "hello"' in text) is heard
 
 
-async def test_going_away_cancels(start: Start) -> None:
-    bridge = start()
+async def test_going_away_cancels(common: Bridge) -> None:
     async with await events(
-        bridge, {**call("progress", steps=100, pause=0.2), "_meta": META | {"progressToken": 1}}
+        common, {**call("progress", steps=100, pause=0.2), "_meta": META | {"progressToken": 1}}
     ) as response:
         await Events(response).next()
 
     async def cancelled() -> bool:
-        seen = (await bridge.stateless("tools/call", call("seen"))).json()["result"]["content"][0]["text"]
+        seen = (await common.stateless("tools/call", call("seen"))).json()["result"]["content"][0]["text"]
         return any(message.get("method") == "notifications/cancelled" for message in json.loads(seen))
 
     for _ in range(100):
@@ -256,11 +249,10 @@ async def test_who_shares_a_child(start: Start) -> None:
     assert len(set(pids)) == 3
 
 
-async def test_a_child_that_dies_is_replaced(start: Start) -> None:
-    bridge = start()
-    response = await bridge.stateless("tools/call", call("crash"))
+async def test_a_child_that_dies_is_replaced(common: Bridge) -> None:
+    response = await common.stateless("tools/call", call("crash"))
     assert response.json()["error"]["data"] == {"reason": "child_exited"}
-    assert (await bridge.stateless("tools/call", call("echo", text="x"))).json()["result"]["content"][0][
+    assert (await common.stateless("tools/call", call("echo", text="x"))).json()["result"]["content"][0][
         "text"
     ] == "x"
 

@@ -1,12 +1,12 @@
 """Per-tool rules: what a person does not have is neither listed nor called, in either age of the protocol."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from conftest import ACCEPT, META, MODERN, Bridge, Session, answer
+from conftest import ACCEPT, META, MODERN, NASTY, Bridge, Guest, Session, answer, clean, environment
 
 Start = Callable[..., Bridge]
 RULES = {"deny": ["env", "s*"], "groups": {"ops, all": ["env", "seen"], "staff": ["nothing"]}}
@@ -18,9 +18,17 @@ def names(message: dict[str, Any]) -> set[str]:
     return {tool["name"] for tool in message["result"]["tools"]}
 
 
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
+    env = environment(NASTY, BRIDGE_ENV={}, BRIDGE_MAX_CHILDREN=500, TOOLS=RULES)
+    bridge = Bridge(env, tmp_path_factory.mktemp("tools") / "bridge.log")
+    yield bridge
+    clean(bridge)
+
+
 @pytest.fixture
-def bridge(start: Start) -> Bridge:
-    return start(TOOLS=RULES)
+def bridge(host: Bridge) -> Bridge:
+    return Guest(host)
 
 
 async def session(bridge: Bridge, headers: dict[str, str]) -> Session:

@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from typing import Literal
 from urllib.parse import urlsplit
 
 from gatehouse_bridge import jsonrpc, stateless
 from gatehouse_bridge.child import Child, ChildError
 from gatehouse_bridge.http import (
+    LOOPBACK,
     PROMPT_SECONDS,
     DisconnectedError,
     Headers,
@@ -19,7 +20,9 @@ from gatehouse_bridge.http import (
     TooLargeError,
 )
 from gatehouse_bridge.jsonrpc import Message, MessageError
+from gatehouse_bridge.launch import Launcher
 from gatehouse_bridge.log import Log
+from gatehouse_bridge.metrics import CONTENT_TYPE, Metrics
 from gatehouse_bridge.pool import Pool
 from gatehouse_bridge.process import MAX_MESSAGE
 from gatehouse_bridge.session import Session
@@ -37,7 +40,6 @@ EVICTABLE_SECONDS = 60.0
 STATELESS_PATIENCE = 15.0
 # A child that starts takes its time; until it has answered there is no session to come back to.
 START_PATIENCE = 60.0
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class App:
@@ -45,11 +47,11 @@ class App:
 
     Args:
         settings: Its configuration.
-        environment: The environment of a child.
+        launcher: Starts children.
         log: The log.
     """
 
-    def __init__(self, settings: Settings, environment: Mapping[str, str], log: Log) -> None:
+    def __init__(self, settings: Settings, launcher: Launcher, log: Log) -> None:
         """See the class."""
         self._service = settings.service
         self._tools = settings.tools
@@ -57,10 +59,12 @@ class App:
         self._idle_seconds = settings.bridge_idle_seconds
         self._hosts = LOOPBACK | {(urlsplit(settings.public_url).hostname or "").lower()}
         self._log = log
+        self._metrics = Metrics()
+        self._launcher = launcher
         self._pool = Pool(
-            settings.bridge_command,
-            environment,
+            launcher,
             log,
+            self._metrics,
             settings.bridge_max_children,
             settings.bridge_warm,
             settings.bridge_idle_seconds,
@@ -69,6 +73,14 @@ class App:
         self._exchanges: set[Exchange] = set()
         self._bodies = 0
         self._draining = False
+        self._metrics.watch(
+            children=lambda: self._pool.count,
+            warm=lambda: self._pool.warm,
+            most=settings.bridge_max_children,
+            sessions=lambda: len(self._sessions),
+            bodies=lambda: self._bodies,
+            limits=launcher.limits,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the application's life."""
@@ -80,6 +92,8 @@ class App:
             await request.reply(421, jsonrpc.error(None, jsonrpc.INVALID_REQUEST, "Unknown host"))
         elif request.path == "/health":
             await request.reply(200, self._health())
+        elif request.path == "/metrics" and request.from_here:
+            await request.reply(200, self._metrics.text(), content_type=CONTENT_TYPE)
         elif request.path.rstrip("/") != "/mcp":
             await request.reply(
                 404, jsonrpc.error(None, jsonrpc.INVALID_REQUEST, "Not found; the endpoint is /mcp")
@@ -119,6 +133,8 @@ class App:
             "service": self._service,
             "sessions": len(self._sessions),
             "children": self._pool.count,
+            "limits": self._launcher.limits,
+            "confined": self._launcher.confined,
         }
         return jsonrpc.dump(body)
 
@@ -194,7 +210,7 @@ class App:
                 raise ChildError("child_not_started", "The service is stopping; try again")
             if self._isolation == "per_session":
                 self._make_room(user)
-                child = await self._pool.own()
+                child = await self._pool.own(user)
             else:
                 child = await self._joint(user, request)
         except ChildError as error:
@@ -360,7 +376,7 @@ class App:
         }[self._isolation]
         if self._pool.existing(key) is None:
             self._make_room(user)
-        return await self._pool.joint(key)
+        return await self._pool.joint(key, user)
 
     def _permit(self, request: Request) -> Permit | None:
         if not self._tools.restrict:
@@ -373,6 +389,7 @@ class App:
 
     async def _failed(self, request: Request, error: ChildError, identifier: str | None) -> None:
         """A JSON-RPC error where someone waits for an answer; only that is told to a model's user."""
+        self._metrics.failed(error.reason)
         await request.reply(200 if identifier else 503, error.response(identifier))
 
     async def _refuse(

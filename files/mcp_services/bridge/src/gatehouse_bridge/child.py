@@ -9,13 +9,14 @@ import asyncio
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gatehouse_bridge import jsonrpc
 from gatehouse_bridge.jsonrpc import Message, MessageError
 from gatehouse_bridge.log import Log
+from gatehouse_bridge.metrics import Metrics
 from gatehouse_bridge.process import MAX_MESSAGE, BusyError, Process
 from gatehouse_bridge.stream import Stream
 from gatehouse_bridge.tools import Permit
@@ -37,16 +38,19 @@ _ID_AT_TAIL = re.compile(rb'"id"\s*:\s*(\d+)\s*(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)
 class ChildError(Exception):
     """A child that cannot serve. The message is for the client; it holds nothing of the child's output.
 
-    `reason` is `child_exited`, `child_unresponsive`, `child_not_started`, or `too_many_children`.
+    `reason` is `child_exited`, `child_unresponsive`, `child_not_started`, `too_many_children`, or `no_credentials`; `details`
+    are what a client may want to know besides.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.reason = reason
+        self.details = details or {}
 
     def response(self, identifier: str | None) -> str:
         """The JSON-RPC error for a request that waits."""
-        return jsonrpc.error(identifier, jsonrpc.INTERNAL_ERROR, str(self), {"reason": self.reason})
+        data = {"reason": self.reason, **self.details}
+        return jsonrpc.error(identifier, jsonrpc.INTERNAL_ERROR, str(self), data)
 
 
 class Client(Protocol):
@@ -71,6 +75,7 @@ class Call:
     method: str
     stream: Stream
     uri: str | None
+    since: float
 
 
 class Child:
@@ -79,11 +84,19 @@ class Child:
     Args:
         process: The process, not yet connected to anything.
         log: The log.
+        metrics: The metrics.
         on_gone: Called once it can no longer serve.
         shared: Whether it may have several clients. If so, the bridge makes the handshake.
     """
 
-    def __init__(self, process: Process, log: Log, on_gone: "Callable[[Child], None]", shared: bool) -> None:
+    def __init__(
+        self,
+        process: Process,
+        log: Log,
+        metrics: Metrics,
+        on_gone: "Callable[[Child], None]",
+        shared: bool,
+    ) -> None:
         """See the class."""
         self.process = process
         self.shared = shared
@@ -93,6 +106,7 @@ class Child:
         self.calls: dict[int, Call] = {}
         self.idle_since = time.monotonic()
         self._log = log
+        self._metrics = metrics
         self._on_gone = on_gone
         self._number = 0
         self._tokens: OrderedDict[int, tuple[Client, str]] = OrderedDict()
@@ -171,7 +185,13 @@ class Child:
         number = self._next()
         uri = message.param("uri")
         call = Call(
-            number, client, message.id or "null", message.method or "", stream, str(uri) if uri else None
+            number,
+            client,
+            message.id or "null",
+            message.method or "",
+            stream,
+            str(uri) if uri else None,
+            time.monotonic(),
         )
         if call.method == "resources/unsubscribe" and call.uri and not self.unsubscribe(client, call.uri):
             stream.put(jsonrpc.result(call.id, {}), final=True)
@@ -190,6 +210,7 @@ class Child:
                 meta if token is None else meta | {"progressToken": number}
             )
         self.calls[number] = call
+        self._metrics.waiting.inc()
         try:
             await self.process.write(message.edited(edits))
         except BusyError:
@@ -299,6 +320,7 @@ class Child:
         call = self.calls.pop(number, None)
         if call is not None:
             self.idle_since = time.monotonic()
+            self._metrics.waiting.dec()
         return call
 
     def _gone(self) -> ChildError:
@@ -343,6 +365,7 @@ class Child:
         if call is None:
             # An answer to what was cancelled; nothing waits for it.
             return
+        self._metrics.answered(call.method, time.monotonic() - call.since)
         if call.method == "resources/subscribe" and call.uri and "result" in message.members:
             self.subscribe(call.client, call.uri)
         text = message.edited({("id",): call.id})
@@ -423,7 +446,9 @@ class Child:
             if not own.done():
                 own.set_exception(error)
         calls, self.calls = list(self.calls.values()), {}
+        self._metrics.waiting.dec(len(calls))
         for call in calls:
+            self._metrics.failed(error.reason)
             call.stream.put(error.response(call.id), final=True)
         clients, self.clients = list(self.clients), {}
         for client in clients:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from gatehouse_bridge.stream import Stream
 
@@ -17,7 +18,8 @@ PROMPT_SECONDS = 0.5
 # Between comments on a quiet stream, so that nothing on the way takes it for dead.
 KEEP_ALIVE_SECONDS = 15.0
 
-JSON: Headers = [(b"content-type", b"application/json")]
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
 EVENTS: Headers = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache, no-transform"),
@@ -36,11 +38,12 @@ class DisconnectedError(Exception):
 class Request:
     """One HTTP request."""
 
-    __slots__ = ("_receive", "_send", "headers", "held", "method", "path", "repeated")
+    __slots__ = ("_client", "_receive", "_send", "headers", "held", "method", "path", "repeated")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the class."""
         self._receive, self._send = receive, send
+        self._client: str = (scope.get("client") or ("",))[0]
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         # Bytes of its body that are counted as under way.
@@ -58,6 +61,21 @@ class Request:
         """A header's value, None where it is missing; ISO 8859-1 as HTTP has it."""
         value = self.headers.get(name)
         return None if value is None else value.decode("latin-1")
+
+    @property
+    def from_here(self) -> bool:
+        """Whether it was made on this host, to a loopback address, and came through no proxy."""
+        try:
+            named = urlsplit(f"//{self.header(b'host') or ''}").hostname
+        except ValueError:
+            return False
+        forwarded = any(name.startswith((b"x-forwarded-", b"x-gatehouse-")) for name in self.headers)
+        return (
+            self._client in LOOPBACK
+            and named in LOOPBACK
+            and not forwarded
+            and b"forwarded" not in self.headers
+        )
 
     def accepts(self, *types: bytes) -> bool:
         """Whether the client takes all these media types (RFC 9110, section 12.5.1)."""
@@ -91,12 +109,18 @@ class Request:
             if not message.get("more_body", False):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def reply(self, status: int, text: str = "", headers: Headers | None = None) -> None:
-        """Answer with JSON, or with nothing."""
+    async def reply(
+        self,
+        status: int,
+        text: str = "",
+        headers: Headers | None = None,
+        content_type: bytes = b"application/json",
+    ) -> None:
+        """Answer with JSON unless told otherwise, or with nothing."""
         body = text.encode()
         fields = [(b"content-length", str(len(body)).encode()), *(headers or [])]
         if body:
-            fields += JSON
+            fields.append((b"content-type", content_type))
         await self._send({"type": "http.response.start", "status": status, "headers": fields})
         await self._send({"type": "http.response.body", "body": body})
 

@@ -3,14 +3,17 @@
 import asyncio
 import signal
 import time
-from collections.abc import Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Coroutine, Hashable
 from functools import partial
 from typing import Any
 
 from gatehouse_bridge import tree
 from gatehouse_bridge.child import Child, ChildError
+from gatehouse_bridge.launch import Launcher
 from gatehouse_bridge.log import Log
+from gatehouse_bridge.metrics import Metrics
 from gatehouse_bridge.process import Process
+from gatehouse_bridge.settings import MissingSecretError
 
 SWEEP_SECONDS = 5.0
 # A child that ends this soon did not start well; the next is then started only when it is needed.
@@ -22,9 +25,9 @@ class Pool:
     """All children of the bridge.
 
     Args:
-        command: What a child is.
-        environment: What its environment is.
+        launcher: Starts them.
         log: The log.
+        metrics: The metrics.
         most: How many processes may run at once.
         warm: How many are kept ready that nobody uses yet.
         idle_seconds: After how long a shared child without users ends.
@@ -32,19 +35,20 @@ class Pool:
 
     def __init__(
         self,
-        command: Sequence[str],
-        environment: Mapping[str, str],
+        launcher: Launcher,
         log: Log,
+        metrics: Metrics,
         most: int,
         warm: int,
         idle_seconds: float,
     ) -> None:
         """See the class."""
-        self._command = command
-        self._environment = environment
+        self._launcher = launcher
         self._log = log
+        self._metrics = metrics
         self._most = most
-        self._warm_wanted = warm
+        # Who will need one is not known ahead of need, and so neither are his secrets.
+        self._warm_wanted = 0 if launcher.secrets.personal else warm
         self._idle_seconds = idle_seconds
         self._processes: dict[int, Process] = {}
         self._warm: list[Process] = []
@@ -58,6 +62,11 @@ class Pool:
     def count(self) -> int:
         """How many processes run."""
         return len(self._processes)
+
+    @property
+    def warm(self) -> int:
+        """How many of them nobody uses yet."""
+        return len(self._warm)
 
     @property
     def full(self) -> bool:
@@ -78,23 +87,30 @@ class Pool:
         while self._processes:
             await asyncio.gather(*(process.stop(grace=0.5) for process in [*self._processes.values()]))
 
-    async def own(self) -> Child:
+    async def own(self, user: str) -> Child:
         """A child for one client, which makes the handshake itself.
 
-        Raises:
-            ChildError: there are too many, or it does not start.
-        """
-        return Child(await self._take(), self._log, lambda _: None, shared=False)
+        Args:
+            user: Whose it is.
 
-    async def joint(self, key: Hashable) -> Child:
+        Raises:
+            ChildError: there are too many, it does not start, or the user has no credentials for it.
+        """
+        return Child(await self._take(user), self._log, self._metrics, lambda _: None, shared=False)
+
+    async def joint(self, key: Hashable, user: str) -> Child:
         """The child that all who have this key share, initialized; started if there is none.
+
+        Args:
+            key: Names it.
+            user: Who asks for it; of a child with secrets of one user's own, its only user.
 
         Raises:
             ChildError: there are too many, or it does not start.
         """
         task = self._joint.get(key)
         if task is None or (task.done() and self.existing(key) is None):
-            task = self._joint[key] = asyncio.get_running_loop().create_task(self._start_joint(key))
+            task = self._joint[key] = asyncio.get_running_loop().create_task(self._start_joint(key, user))
             task.add_done_callback(partial(self._started, key))
         # Others wait for it too: it is not one client's to cancel.
         return await asyncio.shield(task)
@@ -110,8 +126,9 @@ class Pool:
         """A client's own child is needed no more."""
         child.process.stop()
 
-    async def _start_joint(self, key: Hashable) -> Child:
-        child = Child(await self._take(), self._log, partial(self._gone, key), shared=True)
+    async def _start_joint(self, key: Hashable, user: str) -> Child:
+        process = await self._take(user)
+        child = Child(process, self._log, self._metrics, partial(self._gone, key), shared=True)
         try:
             await child.handshake()
         except BaseException:
@@ -129,7 +146,12 @@ class Pool:
         if task is not None and started and task.result() is child:
             del self._joint[key]
 
-    async def _take(self) -> Process:
+    async def _take(self, user: str) -> Process:
+        try:
+            environment = self._launcher.environment(user)
+        except MissingSecretError as error:
+            text = f"You have no {error} for this service; ask its operator, who sets it in secrets_per_user"
+            raise ChildError("no_credentials", text, {"missing": error.names}) from None
         while self._warm:
             process = self._warm.pop(0)
             if process.usable:
@@ -140,15 +162,15 @@ class Pool:
             if not leaving:
                 raise ChildError("too_many_children", "All places are taken; try again later")
             await asyncio.wait(leaving, return_when=asyncio.FIRST_COMPLETED)
-        process = await self._start()
+        process = await self._start(environment)
         self._spawn(self._refill())
         return process
 
-    async def _start(self) -> Process:
+    async def _start(self, environment: dict[str, str]) -> Process:
         if self._closed:
             raise ChildError("child_not_started", "The service is stopping")
         try:
-            process = Process(self._command, self._environment, self._log, self._processes)
+            process = Process(self._launcher, environment, self._log, self._metrics, self._processes)
         except OSError as error:
             self._log("child_not_started", "error", error=error.strerror)
             raise ChildError("child_not_started", "The MCP server could not be started") from None
@@ -165,7 +187,7 @@ class Pool:
                 and time.monotonic() >= self._warm_not_before
             ):
                 try:
-                    process = await self._start()
+                    process = await self._start(self._launcher.environment(""))
                 except ChildError:
                     self._warm_not_before = time.monotonic() + START_PAUSE_SECONDS
                     return
@@ -189,8 +211,9 @@ class Pool:
                 entries = tree.snapshot()
                 for pid in orphans & entries.keys():
                     mark, session = tree.mark_of(pid), entries[pid].session
-                    if not any(process.owns(mark, session) for process in self._processes.values()):
+                    if not any(process.owns(pid, mark, session) for process in self._processes.values()):
                         self._log("orphan_killed", "warning", pid=pid)
+                        self._metrics.orphans.inc()
                         tree.send([pid], signal.SIGKILL)
             for key in list(self._joint):
                 child = self.existing(key)

@@ -4,14 +4,15 @@ import asyncio
 import os
 import secrets
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import cast
 
 from gatehouse_bridge import tree
+from gatehouse_bridge.launch import Launcher
 from gatehouse_bridge.log import Log
+from gatehouse_bridge.metrics import Metrics
 
 MAX_MESSAGE = 10 * 1024 * 1024
 # How much may wait in the pipe to a child before the next message has to wait, and for how long it does.
@@ -35,17 +36,19 @@ class Process:
     """A running child.
 
     Args:
-        command: What to run.
-        environment: Its environment, whole.
+        launcher: Starts it.
+        environment: Its environment, as the launcher gives it.
         log: Where its standard error goes, and news of it.
+        metrics: The metrics.
         processes: Every process of this bridge; it adds itself, and takes itself out when its tree is gone.
     """
 
     def __init__(
         self,
-        command: Sequence[str],
+        launcher: Launcher,
         environment: Mapping[str, str],
         log: Log,
+        metrics: Metrics,
         processes: "dict[int, Process]",
     ) -> None:
         """Start it.
@@ -54,16 +57,10 @@ class Process:
             OSError: it cannot be started.
         """
         self._log = log
+        self._metrics = metrics
         self._processes = processes
         self._mark = secrets.token_hex(8)
-        self._popen = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**environment, tree.MARK: self._mark},
-            start_new_session=True,
-        )
+        self._popen, self._group = launcher.start(environment, self._mark)
         self.pid = self._popen.pid
         # Where memory runs out, a child is to go and not the bridge, which all others need.
         with suppress(OSError), open(f"/proc/{self.pid}/oom_score_adj", "w") as file:
@@ -93,6 +90,7 @@ class Process:
         await loop.connect_read_pipe(lambda: self._stdout, stdout)
         await loop.connect_read_pipe(lambda: self._stderr, stderr)
         self._log("child_started", pid=self.pid)
+        self._metrics.started.inc()
 
     @property
     def usable(self) -> bool:
@@ -154,7 +152,8 @@ class Process:
                 continue
         members = self._members()
         while members:
-            tree.send(members, signal.SIGKILL)
+            if self._group is None or not self._group.kill():
+                tree.send(members, signal.SIGKILL)
             await asyncio.sleep(0.02)
             members = self._members()
         self._stdout.close()
@@ -162,14 +161,21 @@ class Process:
         self._stderr.close()
         # Its descendants were adopted by the bridge as they died: none may stay a zombie.
         tree.adopted(self._processes)
+        while self._group is not None and not self._group.remove():
+            self._group.kill()
+            await asyncio.sleep(0.02)
         self._processes.pop(self.pid, None)
 
     def _members(self) -> set[int]:
+        if self._group is not None:
+            return self._group.members()
         return tree.members(self.pid, self._mark, self._processes)
 
-    def owns(self, mark: str | None, session: int) -> bool:
+    def owns(self, pid: int, mark: str | None, session: int) -> bool:
         """Whether an adopted orphan is of this child's tree."""
-        return mark == self._mark or session == self.pid
+        if mark == self._mark or session == self.pid:
+            return True
+        return self._group is not None and pid in self._group.members()
 
     def _line(self, line: bytes) -> None:
         self.on_line(line)
@@ -182,6 +188,8 @@ class Process:
         os.close(self._pidfd)
         self.code = self._popen.wait()
         self._log("child_exited", pid=self.pid, status=self.code)
+        if self._stopping is None:
+            self._metrics.crashed.inc()
         if self._output_open:
             self._await_last_words()
         else:

@@ -82,15 +82,25 @@ def members(leader: int, mark: str, known: Iterable[int]) -> set[int]:
 
 def adopted(known: Iterable[int]) -> set[int]:
     """Orphans that this process has adopted and that live; those that have ended are reaped."""
-    me, leaders, orphans = os.getpid(), set(known), set()
-    for pid, entry in snapshot().items():
-        if entry.parent == me and pid not in leaders:
-            if entry.zombie:
-                with suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
-            else:
+    leaders, orphans = set(known), set()
+    for pid in _children() - leaders:
+        with suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG)[0] == 0:
                 orphans.add(pid)
     return orphans
+
+
+def _children() -> set[int]:
+    """The children of this process, those that have ended but were not reaped among them."""
+    found: set[int] = set()
+    try:
+        for task in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{task}/children") as file:
+                found |= {int(pid) for pid in file.read().split()}
+    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
+        me = os.getpid()
+        return {pid for pid, entry in snapshot().items() if entry.parent == me}
+    return found
 
 
 def send(pids: Iterable[int], number: signal.Signals) -> None:
