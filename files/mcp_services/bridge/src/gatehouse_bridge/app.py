@@ -348,7 +348,7 @@ class App:
         exchange = None
         try:
             stateless.check(request, message)
-            child = await self._joint(self._user(request), request)
+            child = await self._joint(self._user(request), request, modern=True)
             exchange = Exchange(child, message, permit)
             self._exchanges.add(exchange)
             await exchange.begin()
@@ -367,16 +367,16 @@ class App:
 
     # Common
 
-    async def _joint(self, user: str, request: Request) -> Child:
+    async def _joint(self, user: str, request: Request, modern: bool = False) -> Child:
         key: Hashable = {
             "shared": (),
             "per_user": (user,),
             # Without a session, what comes nearest to one: what one user does with one client.
             "per_session": (user, request.header(b"x-gatehouse-client") or ""),
         }[self._isolation]
-        if self._pool.existing(key) is None:
+        if self._pool.existing(key, modern) is None:
             self._make_room(user)
-        return await self._pool.joint(key, user)
+        return await self._pool.joint(key, user, modern)
 
     def _permit(self, request: Request) -> Permit | None:
         if not self._tools.restrict:

@@ -55,7 +55,8 @@ class Request:
             if name in self.headers:
                 self.repeated.add(name)
                 value = self.headers[name] + b", " + value
-            self.headers[name] = value
+            # Space around a value is no part of it (RFC 9110, section 5.5).
+            self.headers[name] = value.strip(b" \t")
 
     def header(self, name: bytes) -> str | None:
         """A header's value, None where it is missing; ISO 8859-1 as HTTP has it."""
