@@ -603,4 +603,4 @@ if __name__ == "__main__":
         asyncio.run(over_stdio())
     else:
         app = server().streamable_http_app(event_store=Events(), retry_interval=100)
-        uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
+        uvicorn.run(app, port=int(sys.argv[2]), log_level="warning", http="h11")
