@@ -7,7 +7,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from gatehouse_bridge import jsonrpc, stateless
-from gatehouse_bridge.child import Child, ChildError
+from gatehouse_bridge.child import VERSION, Child, ChildError
 from gatehouse_bridge.http import (
     LOOPBACK,
     PROMPT_SECONDS,
@@ -338,7 +338,7 @@ class App:
             version = request.header(stateless.VERSION_HEADER)
             if message.is_response:
                 await self._refuse(request, 400, "This revision has no responses from a client")
-            elif version != stateless.VERSION:
+            elif version != VERSION:
                 refusal = stateless.unsupported(version)
                 await request.reply(refusal.status, refusal.response(None))
             else:

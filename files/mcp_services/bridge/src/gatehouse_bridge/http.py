@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,6 +34,11 @@ class TooLargeError(Exception):
 
 class DisconnectedError(Exception):
     """The client has gone."""
+
+
+@lru_cache(64)
+def _media_types(accept: bytes) -> frozenset[bytes]:
+    return frozenset(part.split(b";")[0].strip().lower() for part in accept.split(b","))
 
 
 class Request:
@@ -80,9 +86,7 @@ class Request:
 
     def accepts(self, *types: bytes) -> bool:
         """Whether the client takes all these media types (RFC 9110, section 12.5.1)."""
-        offered = {
-            part.split(b";")[0].strip().lower() for part in self.headers.get(b"accept", b"*/*").split(b",")
-        }
+        offered = _media_types(self.headers.get(b"accept", b"*/*"))
         return b"*/*" in offered or all(
             kind in offered or kind.partition(b"/")[0] + b"/*" in offered for kind in types
         )
