@@ -15,7 +15,11 @@ BUS = InMemorySubscriptionBus()
 
 
 async def list_tools(context: Any, params: Any) -> types.ListToolsResult:
-    return types.ListToolsResult(tools=[types.Tool(name="pid", input_schema={"type": "object"})])
+    region = {"type": "string", "x-mcp-header": "Region"}
+    count = {"type": "integer", "x-mcp-header": "Count"}
+    inner = {"type": "object", "properties": {"count": count}}
+    schema = {"type": "object", "properties": {"region": region, "inner": inner}}
+    return types.ListToolsResult(tools=[types.Tool(name="regional", input_schema=schema)])
 
 
 async def call_tool(

@@ -78,3 +78,27 @@ async def test_a_subscription_has_the_name_that_its_client_gave(shared: Bridge) 
     ]
     for message in heard:
         assert message["params"]["_meta"]["io.modelcontextprotocol/subscriptionId"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "headers", "status"),
+    [
+        ({"region": "eu"}, {"Mcp-Param-Region": "eu"}, 200),
+        ({"region": "eu"}, {"Mcp-Param-Region": "=?base64?ZXU=?="}, 200),
+        ({"region": "eu"}, {"Mcp-Param-Region": "=?base64?ZXU?="}, 400),
+        ({"region": "eu"}, {"Mcp-Param-Region": "us"}, 400),
+        ({"region": "eu"}, {}, 400),
+        ({}, {"Mcp-Param-Region": "eu"}, 400),
+        ({"inner": {"count": 42}}, {"Mcp-Param-Count": "42.0"}, 200),
+        ({"inner": {"count": 42}}, {"Mcp-Param-Count": "43"}, 400),
+        ({"inner": {"count": None}}, {}, 200),
+        ({}, {"Mcp-Param-Unknown": "eu"}, 200),
+    ],
+)
+async def test_an_argument_in_a_header_is_the_one_in_the_body(
+    shared: Bridge, arguments: dict[str, Any], headers: dict[str, str], status: int
+) -> None:
+    params = {"name": "regional", "arguments": arguments}
+    response = await shared.stateless("tools/call", params, headers=headers)
+    assert response.status_code == status
+    assert status == 200 or response.json()["error"]["code"] == -32020

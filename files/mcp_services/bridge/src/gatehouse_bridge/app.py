@@ -5,8 +5,9 @@ import time
 from collections.abc import Hashable
 from typing import Literal
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
-from gatehouse_bridge import jsonrpc, stateless
+from gatehouse_bridge import jsonrpc, mirrored, stateless
 from gatehouse_bridge.child import VERSION, Child, ChildError
 from gatehouse_bridge.http import (
     LOOPBACK,
@@ -38,6 +39,8 @@ BODIES_MAX = 128 * 1024 * 1024
 EVICTABLE_SECONDS = 60.0
 # The answer to a request of 2026-07-28 is plain JSON, with a telling status, unless it takes longer than this.
 STATELESS_PATIENCE = 15.0
+# How long a server's list of tools is taken to be the same, where only it can know.
+MIRRORS_SECONDS = 60.0
 # A child that starts takes its time; until it has answered there is no session to come back to.
 START_PATIENCE = 60.0
 
@@ -71,6 +74,7 @@ class App:
         )
         self._sessions: dict[str, Session] = {}
         self._exchanges: set[Exchange] = set()
+        self._mirrors: WeakKeyDictionary[Child, tuple[mirrored.Tools, float]] = WeakKeyDictionary()
         self._bodies = 0
         self._draining = False
         self._metrics.watch(
@@ -349,6 +353,8 @@ class App:
         try:
             stateless.check(request, message)
             child = await self._joint(self._user(request), request, modern=True)
+            if child.modern and message.method == "tools/call":
+                mirrored.check(request, message, await self._mirrored(child))
             exchange = Exchange(child, message, permit)
             self._exchanges.add(exchange)
             await exchange.begin()
@@ -364,6 +370,14 @@ class App:
             if exchange is not None:
                 self._exchanges.discard(exchange)
                 exchange.end()
+
+    async def _mirrored(self, child: Child) -> mirrored.Tools:
+        """Which of its tools mirror arguments in headers."""
+        known, since = self._mirrors.get(child, ({}, -MIRRORS_SECONDS))
+        if time.monotonic() - since >= MIRRORS_SECONDS:
+            known = await mirrored.tools_of(child)
+            self._mirrors[child] = (known, time.monotonic())
+        return known
 
     # Common
 

@@ -19,6 +19,9 @@ PROMPT_SECONDS = 0.5
 # Between comments on a quiet stream, so that nothing on the way takes it for dead.
 KEEP_ALIVE_SECONDS = 15.0
 
+# After how long a client whose stream broke comes back.
+RETRY_MILLISECONDS = 1000
+
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 EVENTS: Headers = [
@@ -189,7 +192,11 @@ class Request:
         finish: Callable[[str], tuple[int, str]] | None,
     ) -> bool:
         await self._send({"type": "http.response.start", "status": 200, "headers": [*EVENTS, *headers]})
-        first = f"id: {stream.number}-{stream.read}\ndata:\n\n" if prime else ": open\n\n"
+        first = (
+            f"id: {stream.number}-{stream.read}\nretry: {RETRY_MILLISECONDS}\ndata:\n\n"
+            if prime
+            else ": open\n\n"
+        )
         await self._send_part(first.encode())
         while True:
             events = stream.take(reader)
