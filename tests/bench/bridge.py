@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,7 +72,10 @@ def running(gateway: Gateway, server: str, log: Path) -> Iterator[tuple[str, int
     with log.open("ab") as output:
         process = subprocess.Popen(
             ["taskset", "-c", str(SERVER_CORE), *map(fill, gateway.command)],
-            env={"PATH": os.environ["PATH"], **{name: fill(value) for name, value in gateway.environment.items()}},
+            env={
+                "PATH": os.environ["PATH"],
+                **{name: fill(value) for name, value in gateway.environment.items()},
+            },
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -83,17 +86,15 @@ def running(gateway: Gateway, server: str, log: Path) -> Iterator[tuple[str, int
             wait_until_it_answers(url)
             yield url, process.pid
         finally:
-            process.send_signal(signal.SIGTERM)
-            try:
+            below = tree(process.pid)
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(15)
-            except subprocess.TimeoutExpired:
-                pass
-            for pid in tree(process.pid):
-                os.kill(pid, signal.SIGKILL)
-            process.kill()
+            # Some leave their servers behind.
+            for pid in {process.pid, *below}:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             process.wait()
-            # Some leave their servers behind; they are of its session.
-            subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
 
 
 def wait_until_it_answers(url: str) -> None:
@@ -143,7 +144,16 @@ def memory(pid: int) -> tuple[int, int]:
 
 def load(url: str, clients: int, seconds: float) -> dict[str, float]:
     """One run of the client."""
-    command = ["taskset", "-c", str(LOAD_CORE), sys.executable, str(HERE / "load.py"), url, str(clients), str(seconds)]
+    command = [
+        "taskset",
+        "-c",
+        str(LOAD_CORE),
+        sys.executable,
+        str(HERE / "load.py"),
+        url,
+        str(clients),
+        str(seconds),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
@@ -154,7 +164,9 @@ def load(url: str, clients: int, seconds: float) -> dict[str, float]:
 def raw(seconds: float) -> float:
     """Median in microseconds of a call over the bare pipe."""
     with subprocess.Popen(
-        ["taskset", "-c", str(SERVER_CORE), sys.executable, FAST], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ["taskset", "-c", str(SERVER_CORE), sys.executable, FAST],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     ) as process:
         assert process.stdin and process.stdout
         source, target = process.stdout.fileno(), process.stdin.fileno()
@@ -210,34 +222,55 @@ def gateways(options: argparse.Namespace) -> list[Gateway]:
     ours = [sys.executable, "-m", "gatehouse_bridge"]
     node = options.supergateway / "node_modules" / "supergateway" / "dist" / "index.js"
     return [
-        Gateway("Gatehouse, `shared`", ours, environment | {"GATEHOUSE_BRIDGE_ISOLATION": "shared"}, shared=True),
+        Gateway(
+            "Gatehouse, `shared`", ours, environment | {"GATEHOUSE_BRIDGE_ISOLATION": "shared"}, shared=True
+        ),
         Gateway("Gatehouse, `per_session`", ours, environment),
         Gateway(
             "mcp-proxy 0.13",
-            [str(options.mcp_proxy.absolute()), "-m", "mcp_proxy", "--port", "{port}", "--log-level", "ERROR"]
-            + ["--", "{python}", "{server}"],
+            [
+                *(str(options.mcp_proxy.absolute()), "-m", "mcp_proxy"),
+                *("--port", "{port}", "--log-level", "ERROR", "--", "{python}", "{server}"),
+            ],
             path="/mcp/",
             shared=True,
         ),
         Gateway(
             "supergateway 4",
-            [options.node, str(node), "--stdio", "{python} {server}", "--outputTransport", "streamableHttp"]
-            + ["--stateful", "--port", "{port}", "--logLevel", "none"],
+            [
+                *(
+                    options.node,
+                    str(node),
+                    "--stdio",
+                    "{python} {server}",
+                    "--outputTransport",
+                    "streamableHttp",
+                ),
+                *("--stateful", "--port", "{port}", "--logLevel", "none"),
+            ],
         ),
         Gateway(
             "mcp-streamablehttp-proxy 0.2",
-            [str(options.streamable.absolute().parent / "mcp-streamablehttp-proxy"), "--port", "{port}"]
-            + ["--log-level", "error", "{python}", "{server}"],
+            [
+                str(options.streamable.absolute().parent / "mcp-streamablehttp-proxy"),
+                *("--port", "{port}", "--log-level", "error", "{python}", "{server}"),
+            ],
         ),
     ]
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mcp-proxy", required=True, type=Path, help="Python that has mcp-proxy")
-    parser.add_argument("--streamable", required=True, type=Path, help="Python that has mcp-streamablehttp-proxy")
-    parser.add_argument("--supergateway", required=True, type=Path, help="folder with supergateway's node_modules")
+    parser.add_argument(
+        "--streamable", required=True, type=Path, help="Python that has mcp-streamablehttp-proxy"
+    )
+    parser.add_argument(
+        "--supergateway", required=True, type=Path, help="folder with supergateway's node_modules"
+    )
     parser.add_argument("--node", required=True, help="the program node")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3)
@@ -277,7 +310,9 @@ def report(sides: list[Gateway], pipe: float) -> None:
     def at(values: dict[int, list[float]], clients: int, scale: float = 1) -> str:
         return f"{median(values[clients]) * scale:,.0f}" if clients in values else "failed"
 
-    print("| one core | requests/s, 1 client | 16 | 256 | p99 at 256 | added to the pipe's p50 | SDK server, 16 clients |")
+    print(
+        "| one core | requests/s, 1 client | 16 | 256 | p99 at 256 | added to the pipe's p50 | SDK server, 16 clients |"
+    )
     print("|---|---|---|---|---|---|---|")
     for side in sides:
         rates = " | ".join(at(side.rates, clients) for clients in CLIENTS)
@@ -286,7 +321,9 @@ def report(sides: list[Gateway], pipe: float) -> None:
             f"| {side.name} | {rates} | {at(side.p99s, 256, 1e-3)} ms | {added:,.0f} µs | {side.sdk_rate:,.0f} |"
         )
     print(f"\nThe bare pipe's p50: {pipe:,.0f} µs.\n")
-    print(f"| an idle session (of {IDLE}) | gateway's own memory | with servers | first answer, SDK server | fast server |")
+    print(
+        f"| an idle session (of {IDLE}) | gateway's own memory | with servers | first answer, SDK server | fast server |"
+    )
     print("|---|---|---|---|---|")
     for side in sides:
         print(

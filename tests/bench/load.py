@@ -16,13 +16,19 @@ from urllib.parse import urlsplit
 import uvloop
 
 VERSION = "2025-06-18"
-CALL = '{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"echo","arguments":{"text":"hello %d"}}}'
+CALL = (
+    '{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"echo","arguments":{"text":"hello %d"}}}'
+)
 INITIALIZE = json.dumps(
     {
         "jsonrpc": "2.0",
         "id": 0,
         "method": "initialize",
-        "params": {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"name": "load", "version": "1"}},
+        "params": {
+            "protocolVersion": VERSION,
+            "capabilities": {},
+            "clientInfo": {"name": "load", "version": "1"},
+        },
     }
 )
 INITIALIZED = '{"jsonrpc":"2.0","method":"notifications/initialized"}'

@@ -3,7 +3,11 @@
 import json
 import os
 
-HELLO = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": {"name": "fast", "version": "1"}}
+HELLO = {
+    "protocolVersion": "2025-06-18",
+    "capabilities": {"tools": {}},
+    "serverInfo": {"name": "fast", "version": "1"},
+}
 TOOLS = {"tools": [{"name": "echo", "description": "Echo", "inputSchema": {"type": "object"}}]}
 
 
@@ -21,7 +25,9 @@ while data := os.read(0, 1 << 20):
     for line in lines:
         message = json.loads(line)
         if "id" in message:
-            answers.append(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result(message)}) + "\n")
+            answers.append(
+                json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result(message)}) + "\n"
+            )
     out = memoryview("".join(answers).encode())
     while out:
         out = out[os.write(1, out) :]

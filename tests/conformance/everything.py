@@ -76,7 +76,9 @@ def wav() -> str:
     """One sample of silence."""
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, 8000, 16000, 2, 16)
     data = struct.pack("<4sIH", b"data", 2, 0)
-    return base64.b64encode(struct.pack("<4sI4s", b"RIFF", 4 + len(form) + len(data), b"WAVE") + form + data).decode()
+    return base64.b64encode(
+        struct.pack("<4sI4s", b"RIFF", 4 + len(form) + len(data), b"WAVE") + form + data
+    ).decode()
 
 
 IMAGE, AUDIO = png(), wav()
@@ -188,31 +190,33 @@ def embedded(uri: str, kind: str, value: str) -> dict[str, Any]:
 
 
 @tool()
-async def test_simple_text(_: Call) -> Answer:
+async def test_simple_text(call: Call) -> Answer:
     """Text."""
     return complete(text("This is a simple text response for testing."))
 
 
 @tool()
-async def test_image_content(_: Call) -> Answer:
+async def test_image_content(call: Call) -> Answer:
     """An image."""
     return complete({"type": "image", "data": IMAGE, "mimeType": "image/png"})
 
 
 @tool()
-async def test_audio_content(_: Call) -> Answer:
+async def test_audio_content(call: Call) -> Answer:
     """A sound."""
     return complete({"type": "audio", "data": AUDIO, "mimeType": "audio/wav"})
 
 
 @tool()
-async def test_embedded_resource(_: Call) -> Answer:
+async def test_embedded_resource(call: Call) -> Answer:
     """A resource."""
-    return complete(embedded("test://embedded-resource", "text/plain", "This is an embedded resource content."))
+    return complete(
+        embedded("test://embedded-resource", "text/plain", "This is an embedded resource content.")
+    )
 
 
 @tool()
-async def test_multiple_content_types(_: Call) -> Answer:
+async def test_multiple_content_types(call: Call) -> Answer:
     """Several blocks."""
     return complete(
         text("Multiple content types test:"),
@@ -238,7 +242,7 @@ async def test_logging_tool(call: Call) -> Answer:
 
 
 @tool()
-async def test_error_handling(_: Call) -> Answer:
+async def test_error_handling(call: Call) -> Answer:
     """A failure."""
     return complete(text("This tool intentionally returns an error for testing"), error=True)
 
@@ -296,7 +300,9 @@ async def test_elicitation_sep1034_defaults(call: Call) -> Answer:
 @tool()
 async def test_elicitation_sep1330_enums(call: Call) -> Answer:
     """Ask with every kind of choice."""
-    titled = [{"const": f"value{n}", "title": f"{word} Option"} for n, word in enumerate(("First", "Second"), 1)]
+    titled = [
+        {"const": f"value{n}", "title": f"{word} Option"} for n, word in enumerate(("First", "Second"), 1)
+    ]
     plain = ["option1", "option2", "option3"]
     fields = {
         "untitledSingle": {"type": "string", "enum": plain},
@@ -310,7 +316,7 @@ async def test_elicitation_sep1330_enums(call: Call) -> Answer:
 
 
 @tool(SCHEMA_2020_12, name="json_schema_2020_12_tool")
-async def schema_tool(_: Call) -> Answer:
+async def schema_tool(call: Call) -> Answer:
     """Nothing; its schema is what counts."""
     return complete(text("ok"))
 
@@ -422,7 +428,11 @@ async def test_input_required_result_multiple_inputs(call: Call) -> Answer:
         "greeting": sampling("Generate a greeting", 50),
         "client_roots": ROOTS,
     }
-    return complete(text("All inputs received")) if requests.keys() <= call.responses.keys() else ask(requests, "asked")
+    return (
+        complete(text("All inputs received"))
+        if requests.keys() <= call.responses.keys()
+        else ask(requests, "asked")
+    )
 
 
 @tool()
@@ -517,7 +527,10 @@ async def get_prompt(
 
 
 RESOURCES: dict[str, dict[str, Any]] = {
-    "test://static-text": {"mimeType": "text/plain", "text": "This is the content of the static text resource."},
+    "test://static-text": {
+        "mimeType": "text/plain",
+        "text": "This is the content of the static text resource.",
+    },
     "test://static-binary": {"mimeType": "image/png", "blob": IMAGE},
     "test://watched-resource": {"mimeType": "text/plain", "text": "Watched"},
 }
@@ -595,7 +608,9 @@ async def over_stdio() -> None:
     """Serve on standard input and output."""
     made = server()
     async with stdio_server() as (read, write):
-        await made.run(read, write, made.create_initialization_options(NotificationOptions(tools_changed=True)))
+        await made.run(
+            read, write, made.create_initialization_options(NotificationOptions(tools_changed=True))
+        )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -228,13 +227,27 @@ def service(fleet: Fleet) -> Iterator[None]:
             host.check_output(f"rm -r {Path(ON_HOST).parent}")
 
 
-def authorization(suite: Suite, gateway: Gateway, person: Person, trust: ssl.SSLContext, ca_file: Path) -> dict[str, str]:
+def authorization(
+    suite: Suite, gateway: Gateway, person: Person, trust: ssl.SSLContext, ca_file: Path
+) -> dict[str, str]:
     """The scenarios for authorization servers, with a person who signs in."""
     redirect = f"http://127.0.0.1:{CALLBACK}/callback"
-    registration = {"redirect_uris": [redirect], "token_endpoint_auth_method": "none", "client_name": "Conformance"}
+    registration = {
+        "redirect_uris": [redirect],
+        "token_endpoint_auth_method": "none",
+        "client_name": "Conformance",
+    }
     registered = gateway.http.post(f"{gateway.issuer}/register", json=registration).json()
     with tempfile.TemporaryDirectory() as folder:
-        command = ["authorization", "--url", gateway.issuer, "--client-id", registered["client_id"], "-o", folder]
+        command = [
+            "authorization",
+            "--url",
+            gateway.issuer,
+            "--client-id",
+            registered["client_id"],
+            "-o",
+            folder,
+        ]
         process = subprocess.Popen(
             [*suite.program, *command, "--resource", gateway.echo, "--port", str(CALLBACK)],
             env={**os.environ, "NODE_EXTRA_CA_CERTS": str(ca_file)},
@@ -261,21 +274,33 @@ def table(version: str, results: dict[str, dict[str, Results]], auth: dict[str, 
         "Traefik, the auth service and the bridge. Numbers are the suite's checks; this page is written by the run, which fails if one",
         "does.",
         "",
-        "| scenario | " + " | ".join(f"{revision}, {path}" for revision in REVISIONS for path in ("direct", "gateway")) + " |",
+        "| scenario | "
+        + " | ".join(f"{revision}, {path}" for revision in REVISIONS for path in ("direct", "gateway"))
+        + " |",
         "|---" * (1 + 2 * len(REVISIONS)) + "|",
     ]
     names = sorted({name for paths in results.values() for found in paths.values() for name in found})
     for name in names:
-        cells = [results[revision][path].get(name, "") for revision in REVISIONS for path in ("direct", "gateway")]
+        cells = [
+            results[revision][path].get(name, "") for revision in REVISIONS for path in ("direct", "gateway")
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", "The auth service, against the suite's scenarios for authorization servers:", "", "| scenario | |", "|---|---|"]
+    lines += [
+        "",
+        "The auth service, against the suite's scenarios for authorization servers:",
+        "",
+        "| scenario | |",
+        "|---|---|",
+    ]
     lines += [f"| {name} | {said} |" for name, said in sorted(auth.items())]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Run, write, judge."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name in ("gateway-domain", "ca-file", "user", "password-file", "inventory"):
         parser.add_argument(f"--{name}", required=True)
     options = parser.parse_args()
