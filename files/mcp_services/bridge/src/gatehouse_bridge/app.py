@@ -5,9 +5,10 @@ import time
 from collections.abc import Hashable, Mapping
 from typing import Any, Literal
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
-from gatehouse_bridge import jsonrpc, rounds, stateless
-from gatehouse_bridge.child import Child, ChildError
+from gatehouse_bridge import jsonrpc, mirrored, rounds, stateless
+from gatehouse_bridge.child import CAPABILITIES_KEY, VERSION, Child, ChildError
 from gatehouse_bridge.http import (
     LOOPBACK,
     PROMPT_SECONDS,
@@ -41,6 +42,8 @@ EVICTABLE_SECONDS = 60.0
 ROUND_SECONDS = 600.0
 # The answer to a request of 2026-07-28 is plain JSON, with a telling status, unless it takes longer than this.
 STATELESS_PATIENCE = 15.0
+# How long a server's list of tools is taken to be the same, where only it can know.
+MIRRORS_SECONDS = 60.0
 # A child that starts takes its time; until it has answered there is no session to come back to.
 START_PATIENCE = 60.0
 
@@ -75,6 +78,7 @@ class App:
         self._sessions: dict[str, Session] = {}
         self._exchanges: set[Exchange] = set()
         self._rounds = Rounds()
+        self._mirrors: WeakKeyDictionary[Child, tuple[mirrored.Tools, float]] = WeakKeyDictionary()
         self._bodies = 0
         self._draining = False
         self._metrics.watch(
@@ -343,7 +347,7 @@ class App:
             version = request.header(stateless.VERSION_HEADER)
             if message.is_response:
                 await self._refuse(request, 400, "This revision has no responses from a client")
-            elif version != stateless.VERSION:
+            elif version != VERSION:
                 refusal = stateless.unsupported(version)
                 await request.reply(refusal.status, refusal.response(None))
             else:
@@ -356,14 +360,21 @@ class App:
             user = self._user(request)
             # Only where one child has one client is it known whom the child asks.
             alone = self._isolation == "per_session"
-            offered = rounds.asked_of(message.meta, stateless.CAPABILITIES_KEY) if alone else {}
+            offered = rounds.asked_of(message.meta, CAPABILITIES_KEY) if alone else {}
             key = self._key(user, request, offered)
-            if message.param("requestState") is not None:
+            # A server of that age makes something of `requestState` itself.
+            again = message.param("requestState") is not None
+            child = (
+                None if again and self._pool.ancient else await self._joint(key, user, offered, modern=True)
+            )
+            if child is None or (again and not child.modern):
                 exchange = self._rounds.resume(key, message, permit)
                 self._exchanges.add(exchange)
             else:
-                child = await self._joint(key, user, offered)
-                child.on_ask = self._rounds.ask
+                if not child.modern:
+                    child.on_ask = self._rounds.ask
+                elif message.method == "tools/call":
+                    mirrored.check(request, message, await self._mirrored(child))
                 exchange = Exchange(child, message, permit, key)
                 self._exchanges.add(exchange)
                 await exchange.begin()
@@ -380,6 +391,14 @@ class App:
                 self._exchanges.discard(exchange)
                 exchange.end()
 
+    async def _mirrored(self, child: Child) -> mirrored.Tools:
+        """Which of its tools mirror arguments in headers."""
+        known, since = self._mirrors.get(child, ({}, -MIRRORS_SECONDS))
+        if time.monotonic() - since >= MIRRORS_SECONDS:
+            known = await mirrored.tools_of(child)
+            self._mirrors[child] = (known, time.monotonic())
+        return known
+
     # Common
 
     def _key(self, user: str, request: Request, offered: Mapping[str, Any] | None = None) -> Hashable:
@@ -392,10 +411,12 @@ class App:
         }
         return keys[self._isolation]
 
-    async def _joint(self, key: Hashable, user: str, offered: Mapping[str, Any] | None = None) -> Child:
-        if self._pool.existing(key) is None:
+    async def _joint(
+        self, key: Hashable, user: str, offered: Mapping[str, Any] | None = None, modern: bool = False
+    ) -> Child:
+        if self._pool.existing(key, modern) is None:
             self._make_room(user)
-        return await self._pool.joint(key, user, offered or {})
+        return await self._pool.joint(key, user, offered or {}, modern)
 
     def _permit(self, request: Request) -> Permit | None:
         if not self._tools.restrict:

@@ -22,7 +22,15 @@ from gatehouse_bridge.stream import Stream
 from gatehouse_bridge.tools import Permit
 
 PROTOCOL_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
+# The age without sessions, and what its requests say for themselves.
+VERSION = "2026-07-28"
+PREFIX = "io.modelcontextprotocol/"
+VERSION_KEY = f"{PREFIX}protocolVersion"
+CAPABILITIES_KEY = f"{PREFIX}clientCapabilities"
+SUBSCRIPTION_KEY = f"{PREFIX}subscriptionId"
 HANDSHAKE_SECONDS = 60.0
+# A server of the older age that does not answer what it does not know is waited for no longer, once.
+DISCOVER_SECONDS = 10.0
 # Progress may be told after the answer (tasks of 2025-11-25), so tokens outlive their requests.
 TOKENS_KEPT = 1024
 # Requests of a child that its client may still answer.
@@ -100,6 +108,8 @@ class Child:
         """See the class."""
         self.process = process
         self.shared = shared
+        # Whether it speaks 2026-07-28 with its clients, and takes their requests as they are.
+        self.modern = False
         # Result of `initialize`, where the bridge made it.
         self.hello: dict[str, Any] = {}
         # Asks its clients what it asks, where that can be (`gatehouse_bridge.rounds`); whether there was one to ask.
@@ -147,6 +157,26 @@ class Child:
             raise ChildError("child_unresponsive", "The MCP server refused the handshake")
         self.hello = member.value
         self.process.write_now(jsonrpc.notification("notifications/initialized"))
+
+    async def discover(self) -> bool:
+        """Find out whether it speaks 2026-07-28, and if so speak that from now on (basic/versioning, stdio).
+
+        If not, `handshake` is what it waits for.
+
+        Raises:
+            ChildError: it has ended.
+        """
+        meta = {VERSION_KEY: VERSION, CAPABILITIES_KEY: {}}
+        try:
+            answer = await self.ask("server/discover", {"_meta": meta}, DISCOVER_SECONDS)
+        except ChildError:
+            if not self.process.usable:
+                raise
+            return False
+        member = answer.members.get("result")
+        known = member.value.get("supportedVersions") if member and isinstance(member.value, dict) else None
+        self.modern = isinstance(known, list) and VERSION in known
+        return self.modern
 
     async def ask(self, method: str, params: dict[str, Any], seconds: float = HANDSHAKE_SECONDS) -> Message:
         """Make a request of the bridge's own.
@@ -376,7 +406,10 @@ class Child:
         self._metrics.answered(call.method, time.monotonic() - call.since)
         if call.method == "resources/subscribe" and call.uri and "result" in message.members:
             self.subscribe(call.client, call.uri)
-        text = message.edited({("id",): call.id})
+        edits: dict[tuple[str, ...], str] = {("id",): call.id}
+        if call.method == "subscriptions/listen":
+            edits["result", "_meta", SUBSCRIPTION_KEY] = call.id
+        text = message.edited(edits)
         if call.method == "tools/list" and call.client.permit is not None:
             try:
                 text = call.client.permit.listed(text)
@@ -409,6 +442,12 @@ class Child:
         client.receive("notifications/progress", text, call.stream if call else None)
 
     def _notification(self, message: Message) -> None:
+        subscription = message.meta.get(SUBSCRIPTION_KEY) if self.modern else None
+        if subscription is not None:
+            call = self.calls.get(subscription) if isinstance(subscription, int) else None
+            if call is not None:
+                call.stream.put(message.edited({("params", "_meta", SUBSCRIPTION_KEY): call.id}))
+            return
         for client in self._audience(message):
             client.receive(message.method or "", message.text, None)
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +18,9 @@ Headers = list[tuple[bytes, bytes]]
 PROMPT_SECONDS = 0.5
 # Between comments on a quiet stream, so that nothing on the way takes it for dead.
 KEEP_ALIVE_SECONDS = 15.0
+
+# After how long a client whose stream broke comes back.
+RETRY_MILLISECONDS = 1000
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -33,6 +37,11 @@ class TooLargeError(Exception):
 
 class DisconnectedError(Exception):
     """The client has gone."""
+
+
+@lru_cache(64)
+def _media_types(accept: bytes) -> frozenset[bytes]:
+    return frozenset(part.split(b";")[0].strip().lower() for part in accept.split(b","))
 
 
 class Request:
@@ -55,7 +64,8 @@ class Request:
             if name in self.headers:
                 self.repeated.add(name)
                 value = self.headers[name] + b", " + value
-            self.headers[name] = value
+            # Space around a value is no part of it (RFC 9110, section 5.5).
+            self.headers[name] = value.strip(b" \t")
 
     def header(self, name: bytes) -> str | None:
         """A header's value, None where it is missing; ISO 8859-1 as HTTP has it."""
@@ -79,9 +89,7 @@ class Request:
 
     def accepts(self, *types: bytes) -> bool:
         """Whether the client takes all these media types (RFC 9110, section 12.5.1)."""
-        offered = {
-            part.split(b";")[0].strip().lower() for part in self.headers.get(b"accept", b"*/*").split(b",")
-        }
+        offered = _media_types(self.headers.get(b"accept", b"*/*"))
         return b"*/*" in offered or all(
             kind in offered or kind.partition(b"/")[0] + b"/*" in offered for kind in types
         )
@@ -184,7 +192,11 @@ class Request:
         finish: Callable[[str], tuple[int, str]] | None,
     ) -> bool:
         await self._send({"type": "http.response.start", "status": 200, "headers": [*EVENTS, *headers]})
-        first = f"id: {stream.number}-{stream.read}\ndata:\n\n" if prime else ": open\n\n"
+        first = (
+            f"id: {stream.number}-{stream.read}\nretry: {RETRY_MILLISECONDS}\ndata:\n\n"
+            if prime
+            else ": open\n\n"
+        )
         await self._send_part(first.encode())
         while True:
             events = stream.take(reader)

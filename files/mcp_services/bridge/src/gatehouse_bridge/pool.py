@@ -52,7 +52,11 @@ class Pool:
         self._idle_seconds = idle_seconds
         self._processes: dict[int, Process] = {}
         self._warm: list[Process] = []
-        self._joint: dict[Hashable, asyncio.Task[Child]] = {}
+        # By who shares it, and whether it speaks 2026-07-28: a process speaks with all its clients as with the first.
+        self._joint: dict[tuple[Hashable, bool], asyncio.Task[Child]] = {}
+        # Whether the server can; None until one was asked.
+        self._modern: bool | None = None
+        self._probing = asyncio.Lock()
         self._warm_not_before = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._refilling = asyncio.Lock()
@@ -73,6 +77,11 @@ class Pool:
         """Whether another child cannot be had."""
         staying = sum(not process.stopping for process in self._processes.values())
         return not self._warm and staying >= self._most
+
+    @property
+    def ancient(self) -> bool:
+        """Whether the server is known to speak no revision but earlier ones."""
+        return self._modern is False
 
     def begin(self) -> None:
         """Start what is started ahead of need, and the sweeper."""
@@ -98,56 +107,87 @@ class Pool:
         """
         return Child(await self._take(user), self._log, self._metrics, lambda _: None, shared=False)
 
-    async def joint(self, key: Hashable, user: str, capabilities: Mapping[str, Any]) -> Child:
-        """The child that all who have this key share, initialized; started if there is none.
+    async def joint(
+        self, key: Hashable, user: str, capabilities: Mapping[str, Any], modern: bool = False
+    ) -> Child:
+        """The child that all who have this key share, ready for requests; started if there is none.
 
         Args:
             key: Names it.
             user: Who asks for it; of a child with secrets of one user's own, its only user.
             capabilities: What it is offered in the handshake.
+            modern: Whether it is for requests of 2026-07-28. Where the server speaks that itself, the child is another
+                than that of the sessions.
 
         Raises:
             ChildError: there are too many, or it does not start.
         """
-        task = self._joint.get(key)
-        if task is None or (task.done() and self.existing(key) is None):
-            task = self._joint[key] = asyncio.get_running_loop().create_task(
-                self._start_joint(key, user, capabilities)
-            )
-            task.add_done_callback(partial(self._started, key))
+        if modern and self._modern is None:
+            async with self._probing:
+                if self._modern is None:
+                    await self._probe(key, user, capabilities)
+        name = (key, modern and bool(self._modern))
+        task = self._joint.get(name)
+        if task is None or (task.done() and _running(task) is None):
+            task = self._begin(name, self._start_joint(name, user, capabilities))
         # Others wait for it too: it is not one client's to cancel.
         return await asyncio.shield(task)
 
-    def existing(self, key: Hashable) -> Child | None:
+    def existing(self, key: Hashable, modern: bool = False) -> Child | None:
         """The child that all who have this key share, if it runs."""
-        task = self._joint.get(key)
-        if task is None or not task.done() or task.cancelled() or task.exception():
-            return None
-        return task.result() if task.result().process.usable else None
+        return _running(self._joint.get((key, modern and bool(self._modern))))
 
     def release(self, child: Child) -> None:
         """A client's own child is needed no more."""
         child.process.stop()
 
-    async def _start_joint(self, key: Hashable, user: str, capabilities: Mapping[str, Any]) -> Child:
-        process = await self._take(user)
-        child = Child(process, self._log, self._metrics, partial(self._gone, key), shared=True)
+    async def _probe(self, key: Hashable, user: str, capabilities: Mapping[str, Any]) -> None:
+        """Ask a child what it speaks, and keep it for those who share it."""
+        child = await self._joint_child(user)
         try:
-            await child.handshake(capabilities)
+            self._modern = await child.discover()
+        except ChildError:
+            # It ended on being asked. The next gets the handshake that this one may have waited for.
+            return
+        name = (key, self._modern)
+        if name in self._joint:
+            child.process.stop()
+        else:
+            self._begin(name, self._greeted(child, capabilities))
+
+    def _begin(self, name: tuple[Hashable, bool], work: Coroutine[Any, Any, Child]) -> asyncio.Task[Child]:
+        task = self._joint[name] = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(partial(self._started, name))
+        return task
+
+    async def _start_joint(
+        self, name: tuple[Hashable, bool], user: str, capabilities: Mapping[str, Any]
+    ) -> Child:
+        child = await self._joint_child(user)
+        if name[1]:
+            await child.discover()
+        return await self._greeted(child, capabilities)
+
+    async def _joint_child(self, user: str) -> Child:
+        return Child(await self._take(user), self._log, self._metrics, self._gone, shared=True)
+
+    async def _greeted(self, child: Child, capabilities: Mapping[str, Any]) -> Child:
+        try:
+            if not child.modern:
+                await child.handshake(capabilities)
         except BaseException:
             child.process.stop()
             raise
         return child
 
-    def _started(self, key: Hashable, task: asyncio.Task[Child]) -> None:
-        if (task.cancelled() or task.exception()) and self._joint.get(key) is task:
-            del self._joint[key]
+    def _started(self, name: tuple[Hashable, bool], task: asyncio.Task[Child]) -> None:
+        if (task.cancelled() or task.exception()) and self._joint.get(name) is task:
+            del self._joint[name]
 
-    def _gone(self, key: Hashable, child: Child) -> None:
-        task = self._joint.get(key)
-        started = task is not None and task.done() and not task.cancelled() and not task.exception()
-        if task is not None and started and task.result() is child:
-            del self._joint[key]
+    def _gone(self, child: Child) -> None:
+        for name, task in [*self._joint.items()]:
+            if task.done() and not task.cancelled() and not task.exception() and task.result() is child:
+                del self._joint[name]
 
     async def _take(self, user: str) -> Process:
         try:
@@ -218,14 +258,14 @@ class Pool:
                         self._log("orphan_killed", "warning", pid=pid)
                         self._metrics.orphans.inc()
                         tree.send([pid], signal.SIGKILL)
-            for key in list(self._joint):
-                child = self.existing(key)
+            for name, task in [*self._joint.items()]:
+                child = _running(task)
                 if (
                     child is not None
                     and child.idle
                     and time.monotonic() - child.idle_since >= self._idle_seconds
                 ):
-                    del self._joint[key]
+                    del self._joint[name]
                     child.process.stop()
             await self._refill()
 
@@ -236,3 +276,10 @@ class Pool:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _running(task: asyncio.Task[Child] | None) -> Child | None:
+    """What has been started, as long as it runs."""
+    if task is None or not task.done() or task.cancelled() or task.exception():
+        return None
+    return task.result() if task.result().process.usable else None

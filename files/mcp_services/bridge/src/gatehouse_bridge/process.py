@@ -264,6 +264,8 @@ class _Stdin(asyncio.BaseProtocol):
         self._drained.set()
 
     async def ready(self) -> bool:
+        if self._drained.is_set():
+            return True
         try:
             async with asyncio.timeout(WRITE_SECONDS):
                 # Of several that wait, the first to write may fill it again.

@@ -1,8 +1,8 @@
-"""MCP 2026-07-28, which has no sessions and no handshake, in front of a server of the older age.
+"""MCP 2026-07-28, which has no sessions and no handshake, in front of a server of either age.
 
-Each request says for itself what the handshake said once; the bridge checks that, takes it out, and puts what the
-new age wants into the answers. A server's own requests do not exist in this age, and the handshake offers
-it no client capabilities, so it makes none.
+Each request says for itself what the handshake said once; the bridge checks that. A server of the same age gets
+the rest as it is. For one of the older age the bridge takes it out, and puts what the new age wants into the answers.
+A server's own requests do not exist in this age, and the handshake offers it no client capabilities, so it makes none.
 """
 
 import base64
@@ -11,24 +11,28 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 from gatehouse_bridge import jsonrpc
-from gatehouse_bridge.child import PROTOCOL_VERSIONS, Call, Child
+from gatehouse_bridge.child import (
+    CAPABILITIES_KEY,
+    PREFIX,
+    PROTOCOL_VERSIONS,
+    SUBSCRIPTION_KEY,
+    VERSION,
+    VERSION_KEY,
+    Call,
+    Child,
+)
 from gatehouse_bridge.http import Request
 from gatehouse_bridge.jsonrpc import Member, Message
 from gatehouse_bridge.stream import Stream
 from gatehouse_bridge.tools import Permit
 
-VERSION = "2026-07-28"
 VERSION_HEADER = b"mcp-protocol-version"
 METHOD_HEADER = b"mcp-method"
 NAME_HEADER = b"mcp-name"
 NAMES = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 
-PREFIX = "io.modelcontextprotocol/"
-VERSION_KEY = f"{PREFIX}protocolVersion"
-CAPABILITIES_KEY = f"{PREFIX}clientCapabilities"
 LOG_LEVEL_KEY = f"{PREFIX}logLevel"
 SERVER_KEY = f"{PREFIX}serverInfo"
-SUBSCRIPTION_KEY = f"{PREFIX}subscriptionId"
 ENVELOPE = frozenset({VERSION_KEY, CAPABILITIES_KEY, LOG_LEVEL_KEY, f"{PREFIX}clientInfo"})
 
 # What the older age had and this one has not (changelog of 2026-07-28); a server of the older age would do it.
@@ -44,6 +48,7 @@ STATUS = {
     jsonrpc.INVALID_REQUEST: 400,
     jsonrpc.INVALID_PARAMS: 400,
     jsonrpc.HEADER_MISMATCH: 400,
+    jsonrpc.MISSING_CLIENT_CAPABILITY: 400,
     jsonrpc.UNSUPPORTED_PROTOCOL_VERSION: 400,
     jsonrpc.METHOD_NOT_FOUND: 404,
 }
@@ -87,7 +92,7 @@ def is_stateless(request: Request, message: Message | None = None) -> bool:
 
 def unsupported(requested: Any) -> Refusal:
     """The refusal of a version that the bridge does not speak (basic/versioning)."""
-    data = {"supported": [VERSION, *reversed(PROTOCOL_VERSIONS)], "requested": requested}
+    data = {"supported": [VERSION], "requested": requested}
     return Refusal(jsonrpc.UNSUPPORTED_PROTOCOL_VERSION, "Unsupported protocol version", data)
 
 
@@ -141,7 +146,7 @@ class Exchange:
     """One request, from its check to its answer.
 
     Args:
-        child: A child that the bridge has initialized.
+        child: A child that speaks this age, or that the bridge has initialized.
         message: The request, checked.
         permit: What its sender may do with tools; None where there are no rules.
         key: Whose the child is.
@@ -171,7 +176,9 @@ class Exchange:
         message, child = self._message, self._child
         if message.method in REMOVED:
             raise Refusal(jsonrpc.METHOD_NOT_FOUND, "Method not found")
-        if message.method == "server/discover":
+        if child.modern:
+            self._call = await child.request(self, message, self.stream)
+        elif message.method == "server/discover":
             self.stream.put(self._discover(), final=True)
         elif message.method == "subscriptions/listen":
             await self._listen()
@@ -204,7 +211,7 @@ class Exchange:
                     text = jsonrpc.splice(text, [(place.start, place.end, str(code))])
             return (STATUS.get(code, 200) if isinstance(code, int) else 200), text
         answer = members["result"]
-        if not isinstance(answer.value, dict):
+        if self._child.modern or not isinstance(answer.value, dict):
             return 200, text
         added: dict[str, Any] = {}
         if "resultType" not in answer.value:

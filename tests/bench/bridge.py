@@ -1,0 +1,349 @@
+"""The bridge beside other gateways from stdio to streamable HTTP, each in front of the same servers.
+
+    make bench-bridge      # sets up all of them, runs this with the bridge's environment
+
+All sides in one run: each gateway, with all its processes, on one core, the client on the other (`load.py`). Rounds
+alternate, medians count. Prints tables for docs/measurements.md. Everything is on loopback and ends by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BRIDGE = HERE.parents[1] / "files" / "mcp_services" / "bridge"
+sys.path[:0] = [str(BRIDGE / "tests"), str(HERE)]
+
+from conftest import free_port  # noqa: E402
+from load import CALL, INITIALIZE, INITIALIZED, sessions  # noqa: E402
+
+SERVER_CORE, LOAD_CORE = 0, 1
+CLIENTS = (1, 16, 256)
+IDLE = 40
+FAST, SDK = (str(HERE / name) for name in ("stdio_fast.py", "stdio_sdk.py"))
+
+
+@dataclass
+class Gateway:
+    """One of what is compared; `{port}` and `{server}` are filled in."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    path: str = "/mcp"
+    # Whether its sessions share one server.
+    shared: bool = False
+    # By number of clients: requests per second, medians in microseconds.
+    rates: dict[int, list[float]] = field(default_factory=dict)
+    p50s: dict[int, list[float]] = field(default_factory=dict)
+    p99s: dict[int, list[float]] = field(default_factory=dict)
+    sdk_rate: float = 0
+    # Seconds until a new session has its first answer; KiB per idle session, of the gateway alone and with its servers.
+    first: list[float] = field(default_factory=list)
+    first_fast: list[float] = field(default_factory=list)
+    own_memory: float = 0
+    memory: float = 0
+
+
+@contextmanager
+def running(gateway: Gateway, server: str, log: Path) -> Iterator[tuple[str, int]]:
+    """A gateway in front of a server, until the block ends: its URL and its process."""
+    port = free_port()
+    filled = {"{port}": str(port), "{python}": sys.executable, "{server}": server}
+
+    def fill(text: str) -> str:
+        for name, value in filled.items():
+            text = text.replace(name, value)
+        return text
+
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            ["taskset", "-c", str(SERVER_CORE), *map(fill, gateway.command)],
+            env={
+                "PATH": os.environ["PATH"],
+                **{name: fill(value) for name, value in gateway.environment.items()},
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            url = f"http://127.0.0.1:{port}{gateway.path}"
+            wait_until_it_answers(url)
+            yield url, process.pid
+        finally:
+            below = tree(process.pid)
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(15)
+            # Some leave their servers behind.
+            for pid in {process.pid, *below}:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_until_it_answers(url: str) -> None:
+    """Until a session can be had."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            asyncio.run(first_answer(url))
+            return
+        except (OSError, RuntimeError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+async def first_answer(url: str) -> float:
+    """Seconds from connecting to the first answer to a call."""
+    begun = time.perf_counter()
+    [connection] = await sessions(url, 1)
+    took = time.perf_counter() - begun
+    connection.close()
+    return took
+
+
+def tree(pid: int) -> list[int]:
+    """The processes below one."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found += [child, *tree(child)]
+    return found
+
+
+def memory(pid: int) -> tuple[int, int]:
+    """KiB, its share of what is shared: of a process alone, and with all below it."""
+
+    def of(process: int) -> int:
+        try:
+            text = Path(f"/proc/{process}/smaps_rollup").read_text()
+        except OSError:
+            return 0
+        return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+
+    own = of(pid)
+    return own, own + sum(map(of, tree(pid)))
+
+
+def load(url: str, clients: int, seconds: float) -> dict[str, float]:
+    """One run of the client."""
+    command = [
+        "taskset",
+        "-c",
+        str(LOAD_CORE),
+        sys.executable,
+        str(HERE / "load.py"),
+        url,
+        str(clients),
+        str(seconds),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    measured: dict[str, float] = json.loads(done.stdout)
+    return measured
+
+
+def raw(seconds: float) -> float:
+    """Median in microseconds of a call over the bare pipe."""
+    with subprocess.Popen(
+        ["taskset", "-c", str(SERVER_CORE), sys.executable, FAST],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdin and process.stdout
+        source, target = process.stdout.fileno(), process.stdin.fileno()
+        os.write(target, f"{INITIALIZE}\n{INITIALIZED}\n".encode())
+        os.read(source, 1 << 16)
+        took = []
+        until = time.perf_counter() + seconds
+        while (begun := time.perf_counter()) < until:
+            os.write(target, f"{CALL % (len(took), len(took))}\n".encode())
+            if b"hello" not in os.read(source, 1 << 16):
+                sys.exit("the server did not answer")
+            took.append(time.perf_counter() - begun)
+        process.stdin.close()
+    return statistics.median(took) * 1e6
+
+
+def idle_sessions(gateway: Gateway, log: Path) -> None:
+    """What a session costs that nobody uses."""
+    with running(gateway, FAST, log) as (url, pid):
+        time.sleep(1)
+        before = memory(pid)
+
+        async def open_and_leave() -> None:
+            for connection in await sessions(url, IDLE):
+                connection.close()
+
+        asyncio.run(open_and_leave())
+        time.sleep(2)
+        after = memory(pid)
+        gateway.own_memory, gateway.memory = ((after[n] - before[n]) / IDLE for n in (0, 1))
+
+
+def new_sessions(gateway: Gateway, server: str, times: int, log: Path) -> list[float]:
+    """Seconds until new sessions, one after the other, have their first answers."""
+    with running(gateway, server, log) as (url, _):
+        took = []
+        for _ in range(times):
+            time.sleep(2)
+            took.append(asyncio.run(first_answer(url)))
+        return took
+
+
+def gateways(options: argparse.Namespace) -> list[Gateway]:
+    """All of them."""
+    environment = {
+        "GATEHOUSE_LISTEN": "127.0.0.1:{port}",
+        "GATEHOUSE_SERVICE": "bench",
+        "GATEHOUSE_PUBLIC_URL": "http://localhost/mcp",
+        "GATEHOUSE_BRIDGE_COMMAND": '["{python}", "{server}"]',
+        "GATEHOUSE_BRIDGE_MAX_CHILDREN": "300",
+        "PYTHONPATH": os.pathsep.join([str(BRIDGE / "src"), str(BRIDGE.parents[1] / "service" / "src")]),
+    }
+    ours = [sys.executable, "-m", "gatehouse_bridge"]
+    node = options.supergateway / "node_modules" / "supergateway" / "dist" / "index.js"
+    return [
+        Gateway(
+            "Gatehouse, `shared`", ours, environment | {"GATEHOUSE_BRIDGE_ISOLATION": "shared"}, shared=True
+        ),
+        Gateway("Gatehouse, `per_session`", ours, environment),
+        Gateway(
+            "mcp-proxy 0.13",
+            [
+                *(str(options.mcp_proxy.absolute()), "-m", "mcp_proxy"),
+                *("--port", "{port}", "--log-level", "ERROR", "--", "{python}", "{server}"),
+            ],
+            path="/mcp/",
+            shared=True,
+        ),
+        Gateway(
+            "supergateway 4",
+            [
+                *(
+                    options.node,
+                    str(node),
+                    "--stdio",
+                    "{python} {server}",
+                    "--outputTransport",
+                    "streamableHttp",
+                ),
+                *("--stateful", "--port", "{port}", "--logLevel", "none"),
+            ],
+        ),
+        Gateway(
+            "mcp-streamablehttp-proxy 0.2",
+            [
+                str(options.streamable.absolute().parent / "mcp-streamablehttp-proxy"),
+                *("--port", "{port}", "--log-level", "error", "{python}", "{server}"),
+            ],
+        ),
+    ]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--mcp-proxy", required=True, type=Path, help="Python that has mcp-proxy")
+    parser.add_argument(
+        "--streamable", required=True, type=Path, help="Python that has mcp-streamablehttp-proxy"
+    )
+    parser.add_argument(
+        "--supergateway", required=True, type=Path, help="folder with supergateway's node_modules"
+    )
+    parser.add_argument("--node", required=True, help="the program node")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--only", default="", help="gateways with this in their names")
+    options = parser.parse_args()
+    os.sched_setaffinity(0, {LOAD_CORE})
+    sides = [side for side in gateways(options) if options.only in side.name]
+    pipe = []
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        for _ in range(options.rounds):
+            pipe.append(raw(1))
+            for side in sides:
+                for clients in CLIENTS:
+                    with running(side, FAST, log) as (url, _):
+                        try:
+                            measured = load(url, clients, options.seconds)
+                        except (RuntimeError, subprocess.TimeoutExpired) as error:
+                            print(f"{side.name}, {clients} clients: {str(error)[-300:]}", file=sys.stderr)
+                            continue
+                    side.rates.setdefault(clients, []).append(measured["rate"])
+                    side.p50s.setdefault(clients, []).append(measured["p50"])
+                    side.p99s.setdefault(clients, []).append(measured["p99"])
+        for side in sides:
+            with running(side, SDK, log) as (url, _):
+                side.sdk_rate = load(url, 16, options.seconds)["rate"]
+            idle_sessions(side, log)
+            side.first = new_sessions(side, SDK, 7, log)
+            side.first_fast = new_sessions(side, FAST, 7, log)
+    report(sides, statistics.median(pipe))
+
+
+def report(sides: list[Gateway], pipe: float) -> None:
+    """Print the tables."""
+    median = statistics.median
+
+    def at(values: dict[int, list[float]], clients: int, scale: float = 1) -> str:
+        return f"{median(values[clients]) * scale:,.0f}" if clients in values else "failed"
+
+    print(
+        "| one core | requests/s, 1 client | 16 | 256 | p99 at 256 | added to the pipe's p50 | SDK server, 16 clients |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for side in sides:
+        rates = " | ".join(at(side.rates, clients) for clients in CLIENTS)
+        added = median(side.p50s[1]) - pipe if 1 in side.p50s else float("nan")
+        print(
+            f"| {side.name} | {rates} | {at(side.p99s, 256, 1e-3)} ms | {added:,.0f} µs | {side.sdk_rate:,.0f} |"
+        )
+    print(f"\nThe bare pipe's p50: {pipe:,.0f} µs.\n")
+    print(
+        f"| an idle session (of {IDLE}) | gateway's own memory | with servers | first answer, SDK server | fast server |"
+    )
+    print("|---|---|---|---|---|")
+    for side in sides:
+        print(
+            f"| {side.name} | {side.own_memory:,.0f} KiB | {side.memory:,.0f} KiB "
+            f"| {median(side.first) * 1e3:,.1f} ms | {median(side.first_fast) * 1e3:,.1f} ms |"
+        )
+    others = [side for side in sides if not side.name.startswith("Gatehouse")]
+    for side in sides:
+        if side in others or not others:
+            continue
+        best = {c: max(median(other.rates[c]) for other in others if c in other.rates) for c in CLIENTS}
+        ratios = " / ".join(f"{median(side.rates[c]) / best[c]:.1f}" for c in CLIENTS if c in side.rates)
+        alike = [other for other in others if other.shared == side.shared]
+        memories = f"{side.own_memory / min(o.own_memory for o in alike):.2f}"
+        first = median(side.first) / min(median(o.first) for o in alike)
+        print(
+            f"\n{side.name}: {ratios} times the requests of the best at 1 / 16 / 256 clients (aim: 5); an idle session "
+            f"{memories} (aim: 0.5) and a first answer {first:.2f} (aim: 0.5) of the best of those that share servers, or do not, as it does."
+        )
+
+
+if __name__ == "__main__":
+    main()
