@@ -35,8 +35,8 @@ sys.path[:0] = [str(AUTH / "tests"), str(AUTH / "src"), str(AUTH.parent / "servi
 
 from check import LOAD_CORE, SERVER_CORE, serving  # noqa: E402
 from conftest import ECHO, REDIRECT, Fleet, fleet_in, free_port  # noqa: E402
-from gatehouse_auth.identity.base import Identity  # noqa: E402
 from gatehouse_auth.connections import connect  # noqa: E402
+from gatehouse_auth.identity.base import Identity  # noqa: E402
 from gatehouse_auth.store import Code, Flow, Grant, Store  # noqa: E402
 
 VERIFIER = "v" * 64
