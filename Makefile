@@ -118,6 +118,13 @@ test: test-fast ## Everything but what takes too long for each run; what CI runs
 	tools/side-by-side "lab-test molecule" e2e
 
 # Ten thousand sessions dropped in every rude way; about a quarter of an hour.
+.PHONY: soak
+soak: soak-auth soak-bridge soak-streams conformance ## What takes too long for each run
+
+.PHONY: soak-auth
+soak-auth: $(CACHE)/package-auth_service $(CACHE)/apt-test
+	cd files/auth_service && $(CURDIR)/$(call package_venv,auth_service)/bin/pytest -q -m long
+
 .PHONY: soak-bridge
 soak-bridge: $(CACHE)/package-bridge
 	cd files/mcp_services/bridge && PYTHONPATH=src:../../service/src:tests \

@@ -11,6 +11,9 @@ from conftest import Fleet, Node, tokens_of, wait_for
 from watched import Watched, watched_in
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Fleet, Watched]]:
     with watched_in(tmp_path_factory.mktemp("watched")) as made:
@@ -132,7 +135,7 @@ def test_a_primary_that_is_killed(watched: Watched, nodes: tuple[Node, Node]) ->
             wait_for(lambda: serves(node) and serves(other), 5)
             wait_for(lambda: node.check(unseen.access).status_code == 200, 5)
         assert verified == {200}
-        assert not_verified == {200, 503}
+        assert not_verified <= {200, 503}
         assert ended <= {401, 503}
         for one in nodes:
             assert one.check(gone.access).status_code == 401

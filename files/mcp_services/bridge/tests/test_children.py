@@ -205,7 +205,10 @@ async def test_no_more_children_than_allowed(start: Start) -> None:
         refused = await bridge.session("eve").initialize()
         assert refused.json()["error"]["data"] == {"reason": "too_many_children"}
     # One's own session that one has left alone gives its place.
-    again = await bridge.open("ana")
+    again = bridge.session("ana")
+    async with asyncio.timeout(30):  # until the bridge has seen that the streams are closed
+        while "mcp-session-id" not in (await again.initialize()).headers:
+            await asyncio.sleep(0.1)
     assert await again.call("echo", text="x") == "x"
     assert (await first.post(first.tool("echo"))).status_code == 404
     assert await second.call("echo", text="x") == "x"
