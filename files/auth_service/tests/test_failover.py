@@ -10,7 +10,6 @@ import pytest
 from conftest import Fleet, Node, tokens_of, wait_for
 from watched import Watched, watched_in
 
-
 pytestmark = pytest.mark.long
 
 
