@@ -114,8 +114,7 @@ e2e: $(CACHE)/venv-test $(CACHE)/apt-test ## Clients from other teams and a real
 	tools/e2e
 
 .PHONY: test
-test: test-fast ## Everything but what takes too long for each run; what CI runs
-	tools/side-by-side "lab-test molecule" e2e
+test: test-fast lab-test molecule e2e ## Everything but what takes too long for each run; what CI runs
 
 # Ten thousand sessions dropped in every rude way; about a quarter of an hour.
 .PHONY: soak

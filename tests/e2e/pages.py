@@ -170,7 +170,7 @@ def opened(
         locale="en-GB",
         **options,
     )
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(60_000)
     try:
         yield context, Watched(context.new_page())
     finally:
