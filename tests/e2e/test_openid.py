@@ -147,7 +147,7 @@ def test_a_person_chooses_the_provider_and_calls_a_tool(
     groups = [f"{NAME}:chess", f"{NAME}:staff"]
     assert identity["groups"] == groups, "of her groups, those that the inventory names"
     listed = gateway.post(gateway.echo, "tools/list", token=tokens["access_token"]).json()["result"]["tools"]
-    assert {tool["name"] for tool in listed} == {"echo", "headers", "whoami"}
+    assert {tool["name"] for tool in listed} >= {"echo", "headers", "whoami"}
 
     # While the provider is down, whoever is signed in stays so; and somebody new is told what is wrong.
     openid.stop()
