@@ -98,7 +98,7 @@ integration: $(CACHE)/venv-test ## What the playbooks refuse, without a host
 	$(BIN)/pytest -q tests/integration
 
 .PHONY: test-fast
-test-fast: lint ## What to run while you work
+test-fast: lint $(CACHE)/apt-test ## What to run while you work
 	tools/side-by-side unit-auth_service "unit-bridge unit-echo unit-fetch unit integration"
 
 .PHONY: lab-test
