@@ -45,6 +45,7 @@ $(CACHE)/apt-bench: Makefile
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements/uv.lock
+	@touch $@
 
 $(CACHE)/venv-demo: requirements/demo.lock .venv/bin/uv | .collections/ansible_collections/gatehouse/mcp
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/demo.lock
@@ -97,9 +98,15 @@ packages: $(foreach package,$(PACKAGES),unit-$(notdir $(package))) ## Tests of t
 integration: $(CACHE)/venv-test ## What the playbooks refuse, without a host
 	$(BIN)/pytest -q tests/integration
 
+.PHONY: routing
+routing: $(CACHE)/package-auth_service $(CACHE)/package-echo $(CACHE)/venv-traefik $(CACHE)/apt-test ## A service on several hosts, behind two edges
+	PYTHONPATH=files/auth_service/tests:files/auth_service/src:files/service/src:tests/bench \
+	  GATEHOUSE_TRAEFIK=$(CURDIR)/$(CACHE)/venv-traefik/bin/traefik GATEHOUSE_ECHO_PYTHON=$(CURDIR)/$(call package_venv,echo)/bin/python \
+	  $(call package_venv,auth_service)/bin/pytest -q --rootdir tests/routing -c /dev/null tests/routing
+
 .PHONY: test-fast
 test-fast: lint $(CACHE)/apt-test ## What to run while you work
-	tools/side-by-side unit-auth_service "unit-bridge unit-echo unit-fetch unit integration"
+	tools/side-by-side unit-auth_service "unit-bridge unit-echo unit-fetch unit integration routing"
 
 .PHONY: lab-test
 lab-test: $(CACHE)/venv-test $(CACHE)/apt-test ## The lab itself: two at once, idempotence, teardown after a crash

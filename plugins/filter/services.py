@@ -276,6 +276,7 @@ def edge_services(
             "host": f"{service['hostname']}.{domain}",
             "origins": service["origins"],
             "health_path": service["health_path"],
+            "instances": _instances(service),
             "servers": [
                 f"http://{backend_address(host, viewer, viewers, hostvars)}:"
                 f"{endpoints.get(host, {}).get(name, service['port'])}"
@@ -326,6 +327,11 @@ def unfit_hosts(hosts: list[str], hostvars: Mapping[str, Mapping[str, Any]]) -> 
     return sentences
 
 
+def _instances(service: Mapping[str, Any]) -> list[str]:
+    """The hosts between which a service's people are divided; none where any host will do."""
+    return list(service["hosts"]) if service["affinity"] and len(service["hosts"]) > 1 else []
+
+
 def auth_resources(services: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The services as the auth service knows them (`GATEHOUSE_RESOURCES`)."""
     return {
@@ -333,6 +339,7 @@ def auth_resources(services: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[
             "resource": service["url"],
             **{key: service[key] for key in ("title", "scopes", "allow", "origins")},
             "groups": service["tool_groups"],
+            "instances": _instances(service),
         }
         for name, service in sorted(services.items())
     }

@@ -70,6 +70,7 @@ ALLOW = ("users", "emails", "groups", "clients", "everyone")
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 ISSUER = re.compile(r"https://[^\s?#@]+")
+HEALTH_PATH = re.compile(r"/[A-Za-z0-9._~/-]{0,200}")
 ORIGIN = re.compile(r"https?://[a-z0-9.-]+(?::\d+)?|null")
 
 NPM_PACKAGE = re.compile(
@@ -559,6 +560,7 @@ class Inspector:
                         "tool_groups",
                         "port",
                         "health_path",
+                        "affinity",
                     )
                 }
                 known = fleet.services.setdefault(name, {**shared, "hosts": []})
@@ -687,6 +689,7 @@ class Inspector:
             return None
         title = source.pop("title", name)
         self.check_children(host, where, given, source)
+        self.check_health_path(host, where, known.get("health_path"), source)
         rules, denied = known.get("tools") or {}, source.pop("deny", [])
         if denied:
             rules = {**rules, "deny": [*denied, *(rules.get("deny") or [])]}
@@ -709,8 +712,24 @@ class Inspector:
             "personal_secret_names": sorted(given.get("secrets_per_user") or {}),
             "egress": [*source.pop("egress"), *known.get("egress", [])],
             **source,
-            **{key: known[key] for key in ("memory_max", "cpu_quota", *CHILD_LIMITS) if key in known},
+            **{
+                key: known[key]
+                for key in ("memory_max", "cpu_quota", "health_path", "affinity", *CHILD_LIMITS)
+                if key in known
+            },
         }
+
+    def check_health_path(self, host: str, where: str, path: str | None, source: Mapping[str, Any]) -> None:
+        """The bridge and the native services have theirs; others say it, as a path alone."""
+        if path is None:
+            return
+        if source["transport"] != "http":
+            self.problem(
+                f"{where}.health_path: only a service of transport http has a path of its own; remove the key",
+                host,
+            )
+        elif not HEALTH_PATH.fullmatch(path):
+            self.problem(f"{where}.health_path: is not a path; write /healthz", host)
 
     def check_children(
         self, host: str, where: str, given: Mapping[str, Any], source: Mapping[str, Any]
@@ -856,6 +875,7 @@ class Inspector:
             "egress": [],
             "debian_packages": [],
             "health_path": "/health" if given.get("transport", "stdio") == "stdio" else None,
+            "affinity": True,
         }
         if package is None:
             command = command or [""]
@@ -930,4 +950,5 @@ class Inspector:
             "debian_packages": entry.get("packages", []),
             "catalogue": True,
             "health_path": "/health",
+            "affinity": entry.get("affinity", True),
         }

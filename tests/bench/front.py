@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 AUTH = ROOT / "files" / "auth_service"
@@ -71,14 +72,16 @@ def time_wait() -> int:
     return len(listed.stdout.splitlines())
 
 
-def ready(port: int, way: str, token: str) -> bool:
-    """Whether Traefik knows its routes, and the service answers."""
-    headers = {"Host": HOSTS[way], "Authorization": f"Bearer {token}"}
+def ready(port: int, host: str, token: str) -> bool:
+    """Whether Traefik knows its routes, and something behind it answers."""
+    headers = {"Host": host, "Authorization": f"Bearer {token}"}
     url = f"https://127.0.0.1:{port}/mcp"
     try:
-        return httpx.get(url, headers=headers, timeout=1, trust_env=False, verify=False).is_success  # noqa: S501 - loopback
+        answer = httpx.get(url, headers=headers, timeout=1, trust_env=False, verify=False)  # noqa: S501 - loopback
     except httpx.TransportError:
         return False
+    # A service of MCP may refuse such a request as it likes.
+    return answer.status_code not in (401, 403, 404) and answer.status_code < 500
 
 
 @dataclass
@@ -91,39 +94,42 @@ class Way:
     p99s: list[float] = field(default_factory=list)
 
 
-def configuration(folder: Path, port: int, service: int, auth: Node) -> Path:
-    """Traefik's static configuration; the dynamic one is what `roles/traefik` writes, and beside it a way round the check."""
+def render_routes(auth: Node, services: dict[str, dict[str, Any]]) -> str:
+    """The routes to services as `roles/traefik` writes them; without its certificates Traefik takes one of its own."""
     templates = jinja2.Environment(  # noqa: S701 - YAML, not HTML
         loader=jinja2.FileSystemLoader(ROLE / "templates"), undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     templates.filters["to_json"] = json.dumps
-    servers = [f"http://127.0.0.1:{service}"]
+    checks = [f"http://{address}:{auth.port}" for address in ADDRESSES[1:]]
     dynamic = templates.get_template("dynamic.yml.j2").render(
-        traefik_auth={"host": "auth.bench", "url": auth.base, "checks": [f"http://{address}:{auth.port}" for address in ADDRESSES[1:]]},
-        traefik_services={"echo": {"host": HOSTS["with"], "servers": servers, "origins": [], "health_path": ""}},
-        traefik_generation="bench", traefik_identity_headers=["X-Gatehouse-User"], traefik_tls="acme",
-    )  # fmt: skip
-    (folder / "dynamic").mkdir()
-    # Without its certificates Traefik takes one of its own.
-    (folder / "dynamic" / "gatehouse.yml").write_text(dynamic.partition("\ntls:")[0])
-    round_it = {
-        "routers": {
-            "without": {
-                "rule": f"Host(`{HOSTS['without']}`) && (Path(`/mcp`) || PathPrefix(`/mcp/`))",
-                "middlewares": ["cors.echo", "no-token", "whole-request"],
-                "service": "without",
-            }
-        },
-        "services": {
-            "without": {
-                "loadBalancer": {
-                    "servers": [{"url": url} for url in servers],
-                    "responseForwarding": {"flushInterval": "-1ms"},
-                }
-            }
-        },
+        traefik_auth={"host": "auth.bench", "url": auth.base, "checks": checks},
+        traefik_services=services,
+        traefik_generation="bench",
+        traefik_identity_headers=["X-Gatehouse-User", "X-Gatehouse-Instance"],
+        traefik_tls="acme",
+    )
+    return dynamic.partition("\ntls:")[0]
+
+
+def way_round(server: str) -> str:
+    """A route like that of `echo`, less the check."""
+    router = {
+        "rule": f"Host(`{HOSTS['without']}`) && (Path(`/mcp`) || PathPrefix(`/mcp/`))",
+        "middlewares": ["cors.echo", "no-token", "whole-request"],
+        "service": "without",
     }
-    (folder / "dynamic" / "without.yml").write_text(json.dumps({"http": round_it}))
+    balancer = {"servers": [{"url": server}], "responseForwarding": {"flushInterval": "-1ms"}}
+    return json.dumps(
+        {"http": {"routers": {"without": router}, "services": {"without": {"loadBalancer": balancer}}}}
+    )
+
+
+@contextmanager
+def start_traefik(program: Path, folder: Path, port: int, routes: dict[str, str]) -> Iterator[None]:
+    """A Traefik with these files of routes, until the block ends."""
+    (folder / "dynamic").mkdir()
+    for name, text in routes.items():
+        (folder / "dynamic" / name).write_text(text)
     static = folder / "traefik.yml"
     static.write_text(
         json.dumps(
@@ -141,7 +147,8 @@ def configuration(folder: Path, port: int, service: int, auth: Node) -> Path:
             }
         )
     )
-    return static
+    with running(str(program.absolute()), f"--configFile={static}", folder=folder):
+        yield
 
 
 @contextmanager
@@ -173,14 +180,16 @@ def main() -> None:
         service, port = free_port(), free_port()
         uvicorn = [sys.executable, "-m", "uvicorn", "bare:app", "--port", str(service), "--loop", "uvloop"]
         uvicorn += ["--no-access-log", "--log-level", "error"]
-        static = configuration(folder, port, service, auth)
+        server = f"http://127.0.0.1:{service}"
+        echo = {"host": HOSTS["with"], "servers": [server], "origins": [], "health_path": "", "instances": []}
+        routes = {"gatehouse.yml": render_routes(auth, {"echo": echo}), "without.yml": way_round(server)}
         with (
             running(*uvicorn, folder=folder),
-            running(str(options.traefik.absolute()), f"--configFile={static}", folder=folder),
+            start_traefik(options.traefik, folder, port, routes),
         ):
             ways = [Way(name) for name in HOSTS]
             for way in ways:
-                wait_for(lambda name=way.name: ready(port, name, token), 20)
+                wait_for(lambda name=way.name: ready(port, HOSTS[name], token), 20)
                 wrk(port, way.name, 1, options.connections, token)
             waiting = time_wait()
             for _ in range(options.rounds):

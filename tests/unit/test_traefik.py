@@ -27,6 +27,7 @@ SERVICES = {
         "servers": ["http://127.0.0.1:20010"],
         "origins": ["https://app.example.com"],
         "health_path": "/health",
+        "instances": [],
     },
     # Names that would clash with what is made for `echo`, if it were made carelessly.
     "echo-metadata": {
@@ -34,12 +35,29 @@ SERVICES = {
         "servers": ["http://192.0.2.1:20020", "http://192.0.2.2:20020"],
         "origins": [],
         "health_path": "/health",
+        "instances": [],
     },
     "secure": {
         "host": "secure.example.com",
         "servers": ["http://127.0.0.1:20030"],
         "origins": [],
         "health_path": "",
+        "instances": [],
+    },
+    # Each person has one of its hosts.
+    "sessions": {
+        "host": "sessions.example.com",
+        "servers": ["http://192.0.2.1:20040", "http://192.0.2.2:20040"],
+        "origins": [],
+        "health_path": "/health",
+        "instances": ["mcp1", "mcp2.example.com"],
+    },
+    "unwatched": {
+        "host": "unwatched.example.com",
+        "servers": ["http://192.0.2.1:20050", "http://192.0.2.2:20050"],
+        "origins": [],
+        "health_path": "",
+        "instances": ["mcp1", "mcp2.example.com"],
     },
 }
 
@@ -75,23 +93,35 @@ def http() -> Any:
 @pytest.mark.parametrize("name", SERVICES)
 def test_no_request_reaches_a_service_unchecked_or_with_its_token(http: Any, name: str) -> None:
     """Whatever leads to the service's servers, from whichever router, goes through a check of its own first."""
-    servers = [{"url": url} for url in SERVICES[name]["servers"]]
-    services = http["services"]
-    assert [router["service"] for router in http["routers"].values()].count(f"mcp.{name}") == 1
+    servers = SERVICES[name]["servers"]
+    services, routers = http["services"], http["routers"]
 
     def ways(service: str, chain: list[str]) -> Iterator[list[str]]:
         known = services.get(service, {})
         chain = chain + known.get("middlewares", [])
-        if known.get("loadBalancer", {}).get("servers") == servers:
+        if any(server["url"] in servers for server in known.get("loadBalancer", {}).get("servers", [])):
             yield chain
-        for part in known.get("weighted", {}).get("services", []):
+        failover = known.get("failover", {})
+        parts = [
+            *known.get("weighted", {}).get("services", []),
+            *({"name": part} for part in failover.values()),
+        ]
+        for part in parts:
             yield from ways(part["name"], chain)
 
+    def chains(router: dict[str, Any]) -> Iterator[list[str]]:
+        own = router.get("middlewares", [])
+        parents = [chain for parent in router.get("parentRefs", []) for chain in chains(routers[parent])]
+        yield from ([*chain, *own] for chain in parents or [[]])
+
     found = [
-        chain
-        for router in http["routers"].values()
-        for chain in ways(router["service"], router.get("middlewares", []))
+        way
+        for router in routers.values()
+        for chain in chains(router)
+        for way in ways(router.get("service", ""), chain)
     ]
+    # However many routes there are after a check.
+    found = [list(chain) for chain in dict.fromkeys(map(tuple, found))]
     assert len(found) == 32
     addresses = []
     for cors, check, *others in found:
@@ -120,11 +150,17 @@ def test_every_router_strips_identity(http: Any) -> None:
         >= dict.fromkeys(IDENTITY, "").items()
     )
     assert {name for name, router in http["routers"].items() if "entryPoints" in router} == {"generation"}
+    # Traefik answers a router that has parents through these alone.
+    assert all(
+        "parentRefs" in router
+        for router in http["routers"].values()
+        if "Host(" not in router["rule"] and "/generation/" not in router["rule"]
+    )
 
 
 def test_internal_paths_are_not_routed(http: Any) -> None:
     assert "!PathPrefix(`/internal`)" in http["routers"]["auth"]["rule"]
-    inside = [name for name, router in http["routers"].items() if router["service"] == "auth-internal"]
+    inside = [name for name, router in http["routers"].items() if router.get("service") == "auth-internal"]
     assert inside == [f"resource.{name}" for name in SERVICES]
     for name in SERVICES:
         router = http["routers"][f"resource.{name}"]
@@ -154,9 +190,31 @@ def test_several_servers_are_watched(http: Any) -> None:
         for name, service in http["services"].items()
         if "healthCheck" in service.get("loadBalancer", {})
     }
-    assert list(watching) == ["servers.echo-metadata"]
+    assert sorted(watching) == [
+        "server.sessions.1", "server.sessions.2", "servers.echo-metadata", "servers.sessions"
+    ]  # fmt: skip
     balancer = watching["servers.echo-metadata"]
     assert len(balancer["servers"]) == 2 and balancer["healthCheck"]["path"] == "/health"
+
+
+def test_a_person_has_one_host_and_another_one_while_that_is_away(http: Any) -> None:
+    routers, services = http["routers"], http["services"]
+    for number, instance in enumerate(SERVICES["sessions"]["instances"], 1):
+        router = routers[f"at.sessions.{number}"]
+        assert router["rule"] == f"Header(`X-Gatehouse-Instance`, `{instance}`)"
+        assert router["parentRefs"] == [f"mcp.sessions.{way}" for way in range(1, 33)]
+        failover = services[router["service"]]["failover"]
+        assert failover["fallback"] == "servers.sessions"
+        own = services[failover["service"]]["loadBalancer"]["servers"]
+        assert own == [{"url": SERVICES["sessions"]["servers"][number - 1]}]
+    # A token chooses the address that is asked by its last character but one; each by two of 64, and the rest by the first.
+    characters = [
+        character
+        for way in range(2, 33)
+        for character in re.search(r"\[(..)\]\.\$`\)$", routers[f"mcp.sessions.{way}"]["rule"])[1]  # type: ignore[index]
+    ]
+    assert len(characters) == len(set(characters)) == 62
+    assert "HeaderRegexp" not in routers["mcp.sessions.1"]["rule"]
 
 
 def test_streams_are_not_cut() -> None:

@@ -21,6 +21,7 @@ CATALOGUE: dict[str, dict[str, Any]] = {
         "pattern": "native",
         "package": "echo",
         "module": "gatehouse_echo",
+        "affinity": False,
         "memory_max": "256M",
     },
     "time": {
@@ -308,6 +309,9 @@ def test_bad_variables(change: dict[str, Any], variable: str, fix: str) -> None:
         ("echo", {"args": ["x"]}, "gatehouse_mcp_services.echo.args: echo takes no arguments", "remove"),
         ("time", {"egress": ["pubilc"]}, "gatehouse_mcp_services.time.egress: pubilc is not a network", "public or any"),
         ("time", {"egress": ["10.0.0.1/8"]}, "gatehouse_mcp_services.time.egress: 10.0.0.1/8 is not a network", "write"),
+        ("time", {"health_path": "/health"}, "gatehouse_mcp_services.time.health_path: only a service of transport http", "remove"),
+        ("x", {"command": ["/x"], "transport": "http", "health_path": "health?"}, "gatehouse_mcp_services.x.health_path: is not a path", "/healthz"),
+        ("time", {"affinity": "perhaps"}, "gatehouse_mcp_services.time.affinity: ", "correct"),
         ("time", "yes", "gatehouse_mcp_services.time: is not a mapping", "write {}"),
     ],
 )  # fmt: skip
@@ -384,6 +388,25 @@ def test_ports_are_even_stable_and_distinct() -> None:
     assert len(set(ports.values())) == 500 and all(port % 2 == 0 for port in ports.values())
     fewer = allocate_ports(names[:40], {"service3": 30000})
     assert sum(ports[name] != port for name, port in fewer.items()) <= 4
+
+
+def test_people_keep_their_host_unless_it_does_not_matter() -> None:
+    http = {"command": ["/opt/acme"], "transport": "http"}
+    services = {
+        "time": {},
+        "echo": {},
+        "plain": http,
+        "watched": {**http, "health_path": "/healthz", "affinity": False},
+    }
+    fleet = inspect({"h1": {**GOOD, "gatehouse_mcp_services": services}})
+    assert fleet.problems == []
+    known = {name: (service["affinity"], service["health_path"]) for name, service in fleet.services.items()}
+    assert known == {
+        "time": (True, "/health"),
+        "echo": (False, "/health"),
+        "plain": (True, None),
+        "watched": (False, "/healthz"),
+    }
 
 
 def test_tool_rules_name_groups_as_the_auth_service_does() -> None:

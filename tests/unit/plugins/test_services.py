@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from ansible_collections.gatehouse.mcp.plugins.filter.services import (
     auth_clients,
+    auth_resources,
     backend_address,
     client_secrets,
     debian_packages,
@@ -28,7 +29,7 @@ BASE: dict[str, Any] = {
     "title": "T", "url": "https://x.example.com/mcp", "port": 20000, "env": {"A": "1"}, "secret_names": ["TOKEN"],
     "personal_secret_names": [], "cpu_quota": "200%", "child_memory_max": None, "child_tasks_max": 256, "child_cpu_quota": "50%",
     "memory_max": "512M", "sandbox": {}, "loopback": "open", "confine": True, "egress": [], "tools": {}, "isolation": "per_session", "lock": None, "package": None,
-    "npm": False, "debian_packages": [], "module": None, "health_path": "/health", "hostname": "x", "origins": [], "hosts": ["h1"],
+    "npm": False, "debian_packages": [], "module": None, "health_path": "/health", "affinity": True, "hostname": "x", "origins": [], "hosts": ["h1"],
 }  # fmt: skip
 NATIVE = {**BASE, "transport": "native", "package": "echo", "module": "gatehouse_echo", "command": []}
 STDIO = {
@@ -219,6 +220,22 @@ def test_an_edge_routes_to_every_host_at_its_slot() -> None:
     routed = edge_services({"x": service}, known, "h1", ["h1"], hostvars, "example.com")
     assert routed["x"]["host"] == "x.example.com"
     assert routed["x"]["servers"] == ["http://127.0.0.1:20001", "http://192.0.2.2:20000"]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "affinity", "instances"),
+    [(["h1", "h2"], True, ["h1", "h2"]), (["h1", "h2"], False, []), (["h1"], True, [])],
+)
+def test_both_the_edge_and_the_auth_service_know_the_instances(
+    hosts: list[str], affinity: bool, instances: list[str]
+) -> None:
+    service = {
+        **STDIO, "hosts": hosts, "affinity": affinity, "scopes": ["mcp"], "allow": {}, "tool_groups": []
+    }  # fmt: skip
+    hostvars: dict[str, dict[str, Any]] = {host: {} for host in hosts}
+    routed = edge_services({"x": service}, {}, "h1", ["h1"], hostvars, "example.com")
+    known = auth_resources({"x": service})
+    assert routed["x"]["instances"] == known["x"]["instances"] == instances
 
 
 def test_clients_leave_their_secrets_behind() -> None:

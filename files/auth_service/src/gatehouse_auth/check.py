@@ -5,6 +5,7 @@ These paths answer on loopback addresses only, by the `Host` that the caller use
 does not open them.
 """
 
+import hashlib
 import itertools
 import json
 import re
@@ -100,6 +101,7 @@ class Service:
     challenge: Headers
     challenge_invalid: Headers
     challenge_scope: Headers
+    instances: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +321,14 @@ def _service(settings: Settings, keyring: Keyring, name: str) -> Service:
         challenge(""),
         challenge('error="invalid_token", '),
         challenge('error="insufficient_scope", '),
+        known.instances,
     )
+
+
+def _instance(instances: tuple[str, ...], user: str) -> str:
+    """The one of a service's instances that a person's requests go to. Every edge reckons the same one, and
+    where an instance comes or goes only its own people move (highest random weight)."""
+    return max(instances, key=lambda name: hashlib.sha256(f"{name} {user}".encode()).digest())
 
 
 def _allowed(service: Service, identity: Identity, client_id: str, scope: str) -> Answer:
@@ -331,6 +340,8 @@ def _allowed(service: Service, identity: Identity, client_id: str, scope: str) -
         "x-gatehouse-client": header_value(client_id),
         "x-gatehouse-scope": header_value(scope),
     }
+    if service.instances:
+        headers["x-gatehouse-instance"] = _instance(service.instances, identity.user)
     lines = [(name.encode(), value.encode()) for name, value in headers.items()]
     return Answer(200, lines, audit=_audit("allow", service, identity, client_id, None))
 

@@ -26,6 +26,7 @@ from gatehouse_auth.connections import RedisAddress
 from gatehouse_auth.keyring import Keyring, KeyringError
 from gatehouse_service.configuration import PREFIX, ConfigurationError, DrainSeconds, Listen, credential
 
+INSTANCE = r"^[A-Za-z0-9._-]{1,253}$"
 SERVICE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
 LOCAL_USER = re.compile(r"[A-Za-z0-9._@+-]{1,128}\Z")
 PROVIDER_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
@@ -124,7 +125,7 @@ class AllowList(_Model):
 
 class Resource(_Model):
     """One protected MCP service: its RFC 8707 identifier, and what a token needs to open it. `groups` are
-    those that the service itself wants to know of."""
+    those that the service itself wants to know of. Of `instances`, each person has one for all requests."""
 
     resource: Annotated[str, AfterValidator(_resource)]
     title: str = ""
@@ -132,6 +133,7 @@ class Resource(_Model):
     allow: AllowList | None = None
     groups: frozenset[str] = frozenset()
     origins: frozenset[Annotated[str, AfterValidator(_web_origin)]] = frozenset()
+    instances: tuple[Annotated[str, Field(pattern=INSTANCE)], ...] = ()
 
 
 class LocalProvider(_Model):
