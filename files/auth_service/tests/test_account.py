@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from conftest import FILES, ISSUER, PASSWORD, Browser, Fleet
+from conftest import FILES, ISSUER, PASSWORD, Browser, Fleet, end
 
 from gatehouse_auth.store import CONNECTIONS, digest
 
@@ -70,6 +70,21 @@ def test_a_person_sees_what_is_connected_and_disconnects_it(person: Browser) -> 
     assert len(buttons(person.get("/account"))) == 1, "one is left, and nothing to end all of it"
     records = person.node.records("disconnect")
     assert [(record["user"], record["service"]) for record in records] == [("ana", "files")]
+
+
+# covers: account
+def test_the_connection_that_was_used_last_stands_first(own_fleet: Fleet) -> None:
+    """Used, which is more than having been given tokens; and on which node does not matter."""
+    node = own_fleet.start()
+    with node.browser() as browser:
+        client_id = browser.register()["client_id"]
+        tokens = [browser.tokens(client_id) for _ in range(3)]
+        before = buttons(account(browser))[:-1]
+        oldest = before[-1]
+        assert node.check(tokens[0].access).status_code == 200
+    end(node.process)  # else it says so every half minute
+    with own_fleet.start().browser() as browser:
+        assert buttons(account(browser))[:-1] == [oldest, *before[:-1]]
 
 
 def test_all_at_once(person: Browser) -> None:

@@ -27,6 +27,7 @@ from gatehouse_auth.identity.base import AccessRules, Identity
 from gatehouse_auth.keyring import Keyring
 from gatehouse_auth.settings import Settings
 from gatehouse_auth.store import StoreUnavailable
+from gatehouse_auth.uses import Uses
 from gatehouse_auth.verifier import Findings
 
 HOST = b"Host: 127.0.0.1:18000\r\n"
@@ -100,6 +101,7 @@ class Service:
             self.findings,
             rules,
             {"local": Anyone()},
+            Uses(),
             self.log,
         )
         self.state = ServerState()

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from conftest import ISSUER, Browser, Fleet, Node, wait_for
+from conftest import FILES, ISSUER, Browser, Fleet, Node, wait_for
 from test_account import account, buttons
 
 from gatehouse_auth.store import PEOPLE
@@ -57,6 +57,39 @@ def test_operators_see_and_end_what_others_have_connected(
     (record,) = node.records("disconnect")
     assert (record["by"], record["user"], record["service"]) == ("ana", "bob", "files")
     assert "Nothing is connected" in operator.get("/operators/person?user=bob").text
+
+
+# covers: operators
+def test_an_app_is_removed_with_all_that_it_was_given(operator: Browser, bob: Browser, node: Node) -> None:
+    client_id = bob.register(client_name="Gone")["client_id"]
+    tokens = bob.tokens(client_id, "bob", resource=FILES, scope=None)
+    assert node.check(tokens.access, "files").status_code == 200
+    page = operator.get("/operators")
+    assert f'name="client" value="{client_id}"' in page.text
+    form = {**operator.fields(page), "client": client_id}
+    for csrf in ("", "forged"):
+        assert operator.post("/operators/remove", data={**form, "csrf": csrf}).status_code == 400
+    assert node.check(tokens.access, "files").status_code == 200
+    done = operator.post("/operators/remove", data=form)
+    assert (done.status_code, done.headers["location"]) == (303, f"{ISSUER}/operators")
+    assert node.check(tokens.access, "files").status_code == 401
+    assert bob.refresh(client_id, tokens.refresh).json()["error"] == "invalid_client"
+    assert client_id not in operator.get("/operators").text.split("<h2>Last decisions")[0]
+    (record,) = node.records("registration_management")
+    assert (record["by"], record["client"], record["action"]) == ("ana", client_id, "REMOVE")
+
+
+# covers: operators
+def test_only_an_operator_removes_an_app_and_only_a_registration(
+    operator: Browser, bob: Browser, node: Node
+) -> None:
+    client_id = bob.register()["client_id"]
+    own = bob.fields(account(bob, "bob"))
+    assert bob.post("/operators/remove", data={**own, "client": client_id}).status_code == 403
+    fields = operator.fields(operator.get("/account"))
+    for client in ("machine", "https://app.example.test/client.json", "", "ghc_x"):
+        assert operator.post("/operators/remove", data={**fields, "client": client}).status_code == 400
+    assert bob.tokens(client_id, "bob", resource=FILES, scope=None).access
 
 
 def test_the_last_decisions_are_shown(operator: Browser, bob: Browser) -> None:

@@ -60,6 +60,7 @@ def create_app(context: Context) -> "Front":
         context.findings,
         context.rules,
         context.authorities,
+        context.uses,
         context.log,
     )
     app = FastAPI(
@@ -92,6 +93,7 @@ async def _lifespan(context: Context, internal: Internal) -> AsyncIterator[None]
         asyncio.create_task(context.redis.run()),
         asyncio.create_task(context.findings.stream.run()),
         asyncio.create_task(context.decisions.run(context.store)),
+        asyncio.create_task(context.uses.run(context.store)),
         asyncio.create_task(systemd.watchdog()),
     ]
     try:
@@ -102,6 +104,7 @@ async def _lifespan(context: Context, internal: Internal) -> AsyncIterator[None]
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await context.decisions.hand_over(context.store)
+        await context.uses.hand_over(context.store)
         await context.close()
 
 

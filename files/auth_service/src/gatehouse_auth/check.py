@@ -23,7 +23,8 @@ from gatehouse_auth.oauth.metadata import resource_metadata, resource_metadata_u
 from gatehouse_auth.oauth.tokens import AccessToken, InvalidAccessToken, TokenVerifier
 from gatehouse_auth.settings import Settings
 from gatehouse_auth.store import Store, StoreUnavailable
-from gatehouse_auth.verifier import Findings
+from gatehouse_auth.uses import Uses
+from gatehouse_auth.verifier import Finding, Findings
 from gatehouse_service.configuration import addresses
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -124,8 +125,10 @@ class Internal:
         findings: Findings[Answer],
         rules: AccessRules,
         providers: dict[str, Provider],
+        uses: Uses,
         log: Log,
     ) -> None:
+        self._uses = uses
         self._ports = {str(port).encode() for _, port in addresses(settings.listen)}
         self._hosts: set[bytes] = set()
         self._store = store
@@ -189,7 +192,7 @@ class Internal:
         found = self._findings.known(service.name, token)
         if found is None:
             return Question(service, token, request_id)
-        return self._decided(found.answer, request_id)
+        return self._decided(found, request_id)
 
     async def find(self, question: Question) -> Answer:
         """The answer to a check that needs waiting."""
@@ -208,9 +211,12 @@ class Internal:
             return self._refuse(
                 service, request_id, 401, service.challenge_invalid, "revoked", "invalid_token"
             )
-        return self._decided(found.answer, request_id)
+        return self._decided(found, request_id)
 
-    def _decided(self, answer: Answer, request_id: bytes) -> Answer:
+    def _decided(self, found: Finding[Answer], request_id: bytes) -> Answer:
+        answer = found.answer
+        if answer.status == HTTPStatus.OK:
+            self._uses.note(found.token)
         self._log.line(f'{answer.audit}"request":"{self._request(request_id)}"}}')
         return answer
 

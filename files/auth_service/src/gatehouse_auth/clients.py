@@ -16,6 +16,11 @@ from gatehouse_auth.store import Store, digest
 REGISTERED = re.compile(r"ghc_[A-Za-z0-9_-]{22}\Z")
 
 
+def is_registered(client_id: str) -> bool:
+    """Whether a client of this name can have registered itself."""
+    return REGISTERED.match(client_id) is not None
+
+
 class Clients:
     """Finds clients."""
 
@@ -83,7 +88,7 @@ class Clients:
             return self._known[client_id]
         if self._documents is not None and is_document_url(client_id):
             return await self._documents.client(client_id)
-        if not REGISTERED.match(client_id):
+        if not is_registered(client_id):
             return None
         record = await self._store.client(client_id)
         return None if record is None else Client.from_record(client_id, record)

@@ -29,6 +29,7 @@ from gatehouse_auth.limits import Limiter, Rate, address_key
 from gatehouse_auth.pages import Pages
 from gatehouse_auth.settings import MACHINES, Secrets, Settings
 from gatehouse_auth.store import Store
+from gatehouse_auth.uses import Uses
 from gatehouse_auth.verifier import Findings
 
 # Thousands of people can share one address, so that a limit by address only stops what no crowd does;
@@ -65,6 +66,7 @@ class Context:
     log: Log
     http: httpx.AsyncClient
     decisions: Decisions
+    uses: Uses
     redis: Connections
 
     @property
@@ -108,6 +110,11 @@ class Context:
         """Revoke a grant, a token, or a client: here before the answer, everywhere else by the stream."""
         await self.store.revoke(identifier)
         self.findings.drop(identifier)
+
+    async def remove_client(self, client_id: str) -> None:
+        """End a registration and every token that was given by it."""
+        await self.revoke(client_id)
+        await self.store.delete_client(client_id)
 
     async def close(self) -> None:
         """Close what is open to other services."""
@@ -165,6 +172,7 @@ def build(settings: Settings, secrets: Secrets, log: Log) -> Context:
         log=log,
         http=http,
         decisions=decisions,
+        uses=Uses(),
         redis=redis,
     )
 

@@ -11,7 +11,7 @@ import json
 import secrets
 import time
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any, Literal, cast
 
@@ -36,6 +36,8 @@ DECISION_SECONDS = 7 * 86400
 # Connections that one person can have. Some clients register anew at each sign-in and never say goodbye; the
 # one that was longest unused makes room.
 CONNECTIONS = 500
+# Commands that are sent at once.
+PIPELINED = 1000
 # A client outlives the refresh tokens that it holds by this much.
 CLIENT_MARGIN_SECONDS = 7 * 86400
 # How long a write waits for a replica to have it, where there are replicas.
@@ -161,7 +163,7 @@ class UsedCode:
 @dataclass(frozen=True, slots=True)
 class Family:
     """A grant with its line of refresh tokens, of which only digests are known; `current` is not used yet.
-    `used` is when tokens were last issued for it, in epoch seconds."""
+    `used` is when it was last used, in epoch seconds, where that was asked for."""
 
     family: str
     grant: Grant
@@ -430,7 +432,10 @@ class Store:
 
     async def active(self, what: Literal["people", "clients"], count: int) -> list[tuple[str, int]]:
         """Who was active last, with the time in epoch seconds, the newest first."""
-        listed = await self._do("ZRANGE", f"gh:{what}", 0, count - 1, "REV", "WITHSCORES")
+        return await self._listed(f"gh:{what}", count)
+
+    async def _listed(self, key: str, count: int) -> list[tuple[str, int]]:
+        listed = await self._do("ZRANGE", key, 0, count - 1, "REV", "WITHSCORES")
         return [
             (name, int(float(score)) // 1000) for name, score in zip(listed[::2], listed[1::2], strict=True)
         ]
@@ -508,14 +513,33 @@ class Store:
         if not fields:
             return None
         grant = Grant.from_fields(fields)
-        used = int(fields["rotated"]) // 1000 if "rotated" in fields else grant.auth_time
-        return Family(family, grant, fields.get("current", ""), used)
+        return Family(family, grant, fields.get("current", ""))
 
     async def connections(self, user: str) -> list[Family]:
         """What a person has granted and has not ended, the last used first."""
-        names = await self._do("ZRANGE", f"gh:person:{digest(user)}", 0, CONNECTIONS, "REV")
-        found = await asyncio.gather(*(self.family(name) for name in names))
-        return [family for family in found if family is not None]
+        listed = await self._listed(f"gh:person:{digest(user)}", CONNECTIONS)
+        found = await asyncio.gather(*(self.family(name) for name, _ in listed))
+        return [
+            replace(family, used=used)
+            for family, (_, used) in zip(found, listed, strict=True)
+            if family is not None
+        ]
+
+    async def note_uses(self, uses: dict[str, tuple[str, str]]) -> None:
+        """Note that these connections, each with its person and client, were used just now."""
+        now = int(time.time() * 1000)
+        people = {person for person, _ in uses.values()}
+        clients = {client for _, client in uses.values()}
+        entries = [
+            *((f"gh:person:{digest(person)}", family) for family, (person, _) in uses.items()),
+            *(("gh:people", person) for person in people),
+            *(("gh:clients", client) for client in clients),
+        ]
+        for start in range(0, len(entries), PIPELINED):
+            pipeline = self._redis.pipeline(transaction=False)
+            for key, entry in entries[start : start + PIPELINED]:
+                pipeline.execute_command("ZADD", key, "XX", "GT", now, entry)
+            await _answer(pipeline.execute())
 
     async def rotate_refresh(
         self, family: Family, presented: str, successor: str, salt: str

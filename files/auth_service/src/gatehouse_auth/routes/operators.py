@@ -1,4 +1,4 @@
-"""The operators' page: who has connected what, what was decided lately, and an end to any connection.
+"""The operators' page: who has connected what, what was decided lately, and an end to any of it.
 
 Whoever may see it signs in as to their own account: there is no other password, and no longer session.
 """
@@ -8,6 +8,7 @@ from typing import NoReturn
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
+from gatehouse_auth.clients import is_registered
 from gatehouse_auth.context import Context, context_of
 from gatehouse_auth.identity.base import Identity
 from gatehouse_auth.oauth.messages import Parameters
@@ -35,8 +36,10 @@ async def overview(request: Request) -> Response:
         title="Gatehouse operators",
         people=[(user, moment(seconds)) for user, seconds in people],
         clients=[
-            (client_id, await _name(context, client_id), moment(seconds)) for client_id, seconds in clients
+            (client_id, await _name(context, client_id), moment(seconds), is_registered(client_id))
+            for client_id, seconds in clients
         ],
+        csrf=csrf_of((await session_of(request))[0]),
         decisions=[
             {
                 "time": moment(record.pop("time")),
@@ -84,6 +87,22 @@ async def disconnect(request: Request) -> Response:
                 service=family.grant.service,
                 family=family.family,
             )
+    return RedirectResponse(f"{context.settings.issuer}/operators", 303)
+
+
+@router.post("/operators/remove")
+async def remove(request: Request) -> Response:
+    """Remove an app that has registered itself: nobody is connected to it any more."""
+    context, operator, fields = await _submitted(request)
+    client_id = fields.data.get("client", "")
+    if not is_registered(client_id):
+        raise PageError(
+            "This app cannot be removed here", "It stands in the inventory, or its own site describes it."
+        )
+    await context.remove_client(client_id)
+    context.log.event(
+        "registration_management", outcome="allow", by=operator.user, client=client_id, action="REMOVE"
+    )
     return RedirectResponse(f"{context.settings.issuer}/operators", 303)
 
 

@@ -77,8 +77,7 @@ async def manage(request: Request, client_id: str) -> Response:
     if endpoint.updated is not None:
         await context.store.update_client(client_id, endpoint.updated.as_record())
     if endpoint.deleted is not None:
-        await context.revoke(client_id)
-        await context.store.delete_client(client_id)
+        await context.remove_client(client_id)
     context.log.event("registration_management", outcome="allow", client=client_id, action=request.method)
     return send(reply)
 
