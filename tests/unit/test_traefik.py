@@ -170,6 +170,22 @@ def test_internal_paths_are_not_routed(http: Any) -> None:
     assert http["services"]["auth-internal"]["loadBalancer"]["passHostHeader"] is False
 
 
+# covers: limits
+def test_whatever_leads_to_the_auth_service_is_limited(http: Any) -> None:
+    to_auth = {
+        name: router
+        for name, router in http["routers"].items()
+        if router.get("service") in ("auth", "auth-internal")
+    }
+    assert to_auth.keys() == {"auth", *(f"resource.{name}" for name in SERVICES)}
+    assert all(router["middlewares"][0] == "auth-rate" for router in to_auth.values())
+    assert to_auth["auth"]["middlewares"] == ["auth-rate", "auth-size"]
+    limit, size = http["middlewares"]["auth-rate"]["rateLimit"], http["middlewares"]["auth-size"]["buffering"]
+    # By address, and a vendor's cloud is one.
+    assert limit["average"] == 100 and limit["burst"] == 300
+    assert size["maxRequestBodyBytes"] == 65536
+
+
 def test_no_two_things_have_one_name() -> None:
     class Strict(yaml.SafeLoader):
         pass

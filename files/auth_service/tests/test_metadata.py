@@ -97,6 +97,7 @@ def test_errors_are_oauth_errors(browser: Browser, method: str, path: str, statu
     assert set(response.json()) == {"error", "error_description"}
 
 
+# covers: limits
 def test_bodies_are_limited(browser: Browser, node: Node) -> None:
     assert browser.post("/register", content=b"x" * 70_000).status_code == 413
     chunks = (b"x" * 10_000 for _ in range(10))
