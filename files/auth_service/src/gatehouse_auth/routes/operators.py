@@ -18,7 +18,7 @@ from gatehouse_auth.routes.responses import limit
 
 router = APIRouter()
 LISTED = 50
-DECISIONS = 100
+DECISIONS = 50
 
 
 @router.get("/operators")
