@@ -1,5 +1,6 @@
-"""Redis away, paused, back: nothing is lost, and no 401 is our doing. SIGTERM, and systemd."""
+"""What fails around the service, and the service itself: nothing is lost, and no 401 is our doing."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -7,9 +8,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from conftest import Fleet, Node, end, free_port, tokens_of, wait_for
+import httpx
+import pytest
+from between import Between
+from conftest import Fleet, Node, RedisServer, end, free_port, tokens_of, wait_for
+
+from gatehouse_auth.store import digest
 
 
 # covers: no-fault-consumes
@@ -125,6 +133,247 @@ def test_it_starts_without_redis(own_fleet: Fleet) -> None:
     assert node.http.get(f"{node.base}/internal/health").status_code == 503
     own_fleet.redis.start()
     wait_for(lambda: node.http.get(f"{node.base}/internal/health").status_code == 200)
+
+
+def redis_says(node: Node) -> str:
+    said: str = node.http.get(f"{node.base}/internal/health").json()["checks"]["redis"]
+    return said
+
+
+def is_our_fault(response: httpx.Response) -> bool:
+    return response.status_code == 503 and response.headers["retry-after"] != ""
+
+
+def restart_with(redis: RedisServer, data: str, keep: str) -> None:
+    """Start Redis on other data (or none of that name), and keep what it had under a name."""
+    redis.stop()
+    current = redis.folder / "appendonlydir"
+    current.rename(redis.folder / keep)
+    if (redis.folder / data).exists():
+        (redis.folder / data).rename(current)
+    redis.start()
+
+
+# covers: fault-redis-empty, no-fault-consumes
+def test_a_redis_without_its_data_is_one_that_is_away(own_fleet: Fleet) -> None:
+    node, other = own_fleet.start(), own_fleet.start()
+    with node.browser() as browser:
+        client_id = browser.register()["client_id"]
+        known, unseen, revoked = (browser.tokens(client_id) for _ in range(3))
+        browser.post("/revoke", data={"client_id": client_id, "token": revoked.access})
+        code = browser.code(client_id)
+        assert node.check(known.access).status_code == 200
+        restart_with(own_fleet.redis, "nothing", keep="lost")
+        wait_for(lambda: redis_says(node) == redis_says(other) == "has lost its data")
+        assert node.check(known.access).status_code == 200
+        # Nobody is told that what they have is void, and nothing that was revoked comes back.
+        for token in (unseen, revoked):
+            assert is_our_fault(node.check(token.access))
+            assert is_our_fault(other.check(token.access))
+        assert is_our_fault(browser.refresh(client_id, known.refresh))
+        assert is_our_fault(browser.exchange(client_id, code))
+        assert is_our_fault(browser.authorize(client_id))
+        assert is_our_fault(browser.post("/register", json={"redirect_uris": ["https://a.example.test/"]}))
+        # The operator restores it: everything is as it was.
+        restart_with(own_fleet.redis, "lost", keep="empty")
+        wait_for(lambda: redis_says(node) == redis_says(other) == "ok")
+        wait_for(lambda: node.check(unseen.access).status_code == 200)
+        assert node.check(revoked.access).status_code == 401
+        assert browser.exchange(client_id, code).status_code == 200
+        assert browser.refresh(client_id, known.refresh).status_code == 200
+
+
+# covers: fault-redis-empty
+def test_a_node_that_starts_takes_the_data_that_it_finds(own_fleet: Fleet) -> None:
+    node = own_fleet.start()
+    with node.browser() as browser:
+        client_id = browser.register()["client_id"]
+        tokens = browser.tokens(client_id)
+    restart_with(own_fleet.redis, "nothing", keep="lost")
+    wait_for(lambda: redis_says(node) == "has lost its data")
+    # The operator gives it up: one node that starts is enough for all.
+    again = own_fleet.start()
+    wait_for(lambda: redis_says(again) == redis_says(node) == "ok")
+    for one in (node, again):
+        with one.browser() as browser:
+            assert browser.refresh(client_id, tokens.refresh).json()["error"] == "invalid_client"
+            assert browser.tokens(browser.register()["client_id"]).access
+
+
+# covers: fault-redis-full, no-fault-consumes
+def test_a_full_redis(own_fleet: Fleet) -> None:
+    node, other = own_fleet.start(), own_fleet.start()
+    admin = own_fleet.redis.admin
+    with node.browser() as browser:
+        client_id = browser.register()["client_id"]
+        known, unseen, gone = (browser.tokens(client_id) for _ in range(3))
+        code = browser.code(client_id)
+        flow = browser.authorize(client_id)
+        assert node.check(known.access).status_code == node.check(gone.access).status_code == 200
+        admin.config_set("maxmemory", 1)
+        # What was issued is as good as ever, also on a node that has just started.
+        nodes = (node, other, own_fleet.start())
+        for one in nodes:
+            assert one.check(known.access).status_code == one.check(unseen.access).status_code == 200
+            assert redis_says(one) == "ok"
+        # A revocation counts.
+        form = {"client_id": client_id, "token": gone.refresh}
+        assert browser.post("/revoke", data=form).status_code == 200
+        for one in nodes:
+            wait_for(lambda here=one: here.check(gone.access).status_code == 401, 2)  # type: ignore[misc]
+        assert is_our_fault(browser.refresh(client_id, known.refresh))
+        assert is_our_fault(browser.exchange(client_id, code))
+        assert is_our_fault(browser.authorize(client_id))
+        assert is_our_fault(browser.consent(flow))
+        assert is_our_fault(browser.post("/register", json={"redirect_uris": ["https://a.example.test/"]}))
+        admin.config_set("maxmemory", 0)
+        # Nothing was used up.
+        assert browser.refresh(client_id, known.refresh).status_code == 200
+        assert browser.exchange(client_id, code).status_code == 200
+        assert "code=" in browser.sign_in(browser.consent(flow)).headers["location"]
+
+
+@pytest.fixture
+def between(own_fleet: Fleet) -> Iterator[Between]:
+    """A way to Redis that can be broken; nodes that start take it."""
+    way = Between(own_fleet.redis.port)
+    own_fleet.environment["GATEHOUSE_REDIS_URL"] = way.url
+    yield way
+    way.close()
+
+
+# covers: fault-redis-slow, no-fault-consumes
+def test_a_slow_redis(own_fleet: Fleet, between: Between) -> None:
+    node = own_fleet.start()
+    with node.browser() as browser:
+        client_id = browser.register()["client_id"]
+        known, unseen = browser.tokens(client_id), browser.tokens(client_id)
+        assert node.check(known.access).status_code == 200
+        # Within what a command may take, and too slow for the stream of revocations.
+        between.seconds = 0.3
+        wait_for(lambda: is_our_fault(node.check(unseen.access)))
+        took = []
+        for _ in range(31):
+            response = node.check(known.access)
+            assert response.status_code == 200
+            took.append(response.elapsed.total_seconds())
+        assert sorted(took)[15] < 0.2, "each waits for Redis"
+        slowly = browser.refresh(client_id, known.refresh)
+        assert slowly.status_code == 200 or is_our_fault(slowly)
+        # Slower than it may be.
+        between.seconds = 2.0
+        assert is_our_fault(browser.refresh(client_id, unseen.refresh))
+        assert is_our_fault(browser.post("/register", json={"redirect_uris": ["https://a.example.test/"]}))
+        assert is_our_fault(browser.authorize(client_id))
+        assert node.check(known.access).status_code == 200
+        between.seconds = 0.0
+        wait_for(lambda: node.check(unseen.access).status_code == 200)
+        assert browser.refresh(client_id, known.refresh).status_code == 200
+        assert browser.refresh(client_id, unseen.refresh).status_code == 200
+
+
+# covers: fault-clocks
+@pytest.mark.parametrize("seconds", [-55, 55])
+def test_clocks_that_differ_by_less_than_a_minute(own_fleet: Fleet, seconds: int) -> None:
+    right, wrong = own_fleet.start(), own_fleet.start(program=off_by(seconds))
+    with right.browser() as browser, wrong.browser() as elsewhere:
+        elsewhere.verifier = browser.verifier
+        client_id = browser.register()["client_id"]
+        # Each ends what the other has begun, and honours what the other has issued.
+        for here, there in ((browser, elsewhere), (elsewhere, browser)):
+            tokens = tokens_of(there.exchange(client_id, here.code(client_id)))
+            assert {node.check(tokens.access).status_code for node in (right, wrong)} == {200}
+            rotated = tokens_of(here.refresh(client_id, tokens.refresh))
+            assert {node.check(rotated.access).status_code for node in (right, wrong)} == {200}
+            there.post("/revoke", data={"client_id": client_id, "token": rotated.refresh})
+            for token in (tokens, rotated):
+                for node in (right, wrong):
+                    wait_for(lambda one=node, access=token.access: one.check(access).status_code == 401, 2)  # type: ignore[misc]
+
+
+# covers: fault-clocks, no-fault-consumes
+def test_a_clock_that_is_far_ahead_costs_nobody_their_token(own_fleet: Fleet) -> None:
+    right, wrong = own_fleet.start(), own_fleet.start(program=off_by(300))
+    with wrong.browser() as browser:
+        tokens = browser.tokens(browser.register()["client_id"])
+    assert wrong.check(tokens.access).status_code == 200
+    for _ in range(2):
+        assert is_our_fault(right.check(tokens.access))
+    assert right.records("access")[-1]["reason"] == "issued_later"
+    # Only what we have signed can be our fault.
+    head, _, _ = tokens.access.rpartition(".")
+    assert right.check(f"{head}.{'A' * 86}").status_code == 401
+
+
+def off_by(seconds: int) -> tuple[str, str]:
+    """The service with a clock that differs by so many seconds; it knows nothing of it."""
+    clock = f"import runpy, time; right = time.time; time.time = lambda: right() + ({seconds})"
+    return "-c", f"{clock}; runpy.run_module('gatehouse_auth', run_name='__main__')"
+
+
+@contextmanager
+def unanswered(ask: Callable[[], httpx.Response]) -> Iterator[None]:
+    """A request under way, to which no answer comes."""
+
+    def wait() -> None:
+        with contextlib.suppress(httpx.TransportError):
+            answers.append(ask())
+
+    answers: list[httpx.Response] = []
+    thread = threading.Thread(target=wait)
+    thread.start()
+    yield
+    thread.join(20)
+    assert not answers
+
+
+# covers: fault-killed, refresh-rotation
+def test_killed_before_the_answer_to_a_refresh(own_fleet: Fleet, between: Between) -> None:
+    node = own_fleet.start()
+    other = own_fleet.start(redis_url=own_fleet.redis.url)
+    admin = own_fleet.redis.admin
+    with node.browser() as browser, other.browser() as elsewhere:
+        client_id = browser.register()["client_id"]
+        first = browser.tokens(client_id)
+        [family] = admin.scan_iter("gh:family:*")
+        tokens = tokens_of(browser.refresh(client_id, first.refresh))
+        before = admin.hget(family, "current")
+        between.hold(between.answers, b"EVALSHA")
+        with unanswered(lambda: browser.refresh(client_id, tokens.refresh)):
+            wait_for(lambda: admin.hget(family, "current") != before, 2)
+            node.process.kill()
+        # The client asks again, wherever, and has what it would have had.
+        successors = [tokens_of(elsewhere.refresh(client_id, tokens.refresh)) for _ in range(2)]
+        assert len({one.refresh for one in successors}) == 1
+        assert {other.check(one.access).status_code for one in successors} == {200}
+        assert elsewhere.refresh(client_id, successors[0].refresh).status_code == 200
+
+
+# covers: fault-killed, code-once
+@pytest.mark.parametrize("used", [False, True])
+def test_killed_before_the_answer_to_a_code(own_fleet: Fleet, between: Between, used: bool) -> None:
+    node = own_fleet.start()
+    other = own_fleet.start(redis_url=own_fleet.redis.url)
+    admin = own_fleet.redis.admin
+    with node.browser() as browser, other.browser() as elsewhere:
+        client_id = browser.register()["client_id"]
+        browser.tokens(client_id)
+        code = browser.code(client_id)
+        elsewhere.verifier = browser.verifier
+        gate = between.answers if used else between.questions
+        between.hold(gate, b"EVALSHA")
+
+        def is_there() -> bool:
+            written = str(admin.get(f"gh:code:{digest(code)}")).startswith("used:")
+            return written is used and not gate.is_set()
+
+        with unanswered(lambda: browser.exchange(client_id, code)):
+            wait_for(is_there, 2)
+            node.process.kill()
+        again = elsewhere.exchange(client_id, code)
+        # A code counts once. Where its use was written down, the person signs in again.
+        assert again.json().get("error") == ("invalid_grant" if used else None)
+        assert elsewhere.tokens(client_id).access
 
 
 # covers: no-fault-consumes
