@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -18,6 +19,9 @@ from between import Between
 from conftest import Fleet, Node, RedisServer, end, free_port, tokens_of, wait_for
 
 from gatehouse_auth.store import digest
+
+# Ends a program that first changes something.
+AS_MAIN = "import runpy; runpy.run_module('gatehouse_auth', run_name='__main__')"
 
 
 # covers: no-fault-consumes
@@ -307,8 +311,8 @@ def test_a_clock_that_is_far_ahead_costs_nobody_their_token(own_fleet: Fleet) ->
 
 def off_by(seconds: int) -> tuple[str, str]:
     """The service with a clock that differs by so many seconds; it knows nothing of it."""
-    clock = f"import runpy, time; right = time.time; time.time = lambda: right() + ({seconds})"
-    return "-c", f"{clock}; runpy.run_module('gatehouse_auth', run_name='__main__')"
+    clock = f"import time; right = time.time; time.time = lambda: right() + ({seconds});"
+    return "-c", f"{clock} {AS_MAIN}"
 
 
 @contextmanager
@@ -374,6 +378,74 @@ def test_killed_before_the_answer_to_a_code(own_fleet: Fleet, between: Between, 
         # A code counts once. Where its use was written down, the person signs in again.
         assert again.json().get("error") == ("invalid_grant" if used else None)
         assert elsewhere.tokens(client_id).access
+
+
+def descriptors(node: Node) -> int:
+    return len(os.listdir(f"/proc/{node.process.pid}/fd"))
+
+
+def limit_descriptors(process: int, count: int) -> None:
+    _, hard = resource.prlimit(process, resource.RLIMIT_NOFILE)
+    resource.prlimit(process, resource.RLIMIT_NOFILE, (count, hard))
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """All that this process may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit_descriptors(0, hard)
+    yield
+    limit_descriptors(0, soft)
+
+
+# covers: fault-silent
+@pytest.mark.usefixtures("many_descriptors")
+@pytest.mark.parametrize(("count", "seconds"), [(1000, 15), pytest.param(10_000, 60, marks=pytest.mark.long)])
+def test_connections_that_send_nothing(own_fleet: Fleet, count: int, seconds: int) -> None:
+    patience = (
+        f"from gatehouse_service import serving; serving.KEEP_ALIVE_SECONDS = {seconds};"
+        f"from gatehouse_auth import direct; direct.HEAD_SECONDS = {seconds};"
+    )
+    node = own_fleet.start(program=("-c", f"{patience} {AS_MAIN}"))
+    with contextlib.ExitStack() as stack:
+        browser = stack.enter_context(node.browser())
+        known = browser.tokens(browser.register()["client_id"])
+        assert node.check(known.access).status_code == 200
+        before = descriptors(node)
+        links = []
+        for number in range(count):
+            link = stack.enter_context(socket.create_connection(("127.0.0.1", node.port)))
+            links.append(link)
+            if number % 2:
+                link.sendall(b"GET /internal/check/echo HTTP/1.1\r\nX-Slow: ")
+        wait_for(lambda: descriptors(node) >= before + count)
+        # Nobody else notices.
+        for _ in range(5):
+            assert node.check(known.access).elapsed.total_seconds() < 1
+        assert browser.tokens(browser.register()["client_id"]).access
+        assert descriptors(node) >= before + count
+        # The service ends it, not the peers.
+        wait_for(lambda: descriptors(node) < before + 20, seconds + 60)
+        for link in links:
+            link.settimeout(5)
+            assert link.recv(1) == b""
+
+
+# covers: fault-silent
+def test_a_node_without_descriptors_goes_on_with_what_it_has(own_fleet: Fleet) -> None:
+    node = own_fleet.start()
+    with node.browser() as browser:
+        tokens = browser.tokens(browser.register()["client_id"])
+    assert node.check(tokens.access).status_code == 200
+    limit_descriptors(node.process.pid, descriptors(node) + 20)
+    links = [socket.create_connection(("127.0.0.1", node.port)) for _ in range(100)]
+    for _ in range(20):
+        assert node.check(tokens.access).status_code == 200
+    for link in links:
+        link.close()
+    # Who comes now is let in.
+    with node.browser() as browser:
+        wait_for(lambda: browser.get("/health").status_code == 200)
 
 
 # covers: no-fault-consumes
