@@ -16,15 +16,28 @@ from pathlib import Path
 import httpx
 import pytest
 from between import Between
-from conftest import Fleet, Node, RedisServer, end, free_port, tokens_of, wait_for
+from conftest import (
+    Fleet,
+    Node,
+    RedisServer,
+    answer_of,
+    end,
+    free_port,
+    start_with_openid,
+    tokens_of,
+    wait_for,
+)
+from openid_stand_in import Lies, OpenIDStandIn
+from test_openid import ANA, come_back
 
+from gatehouse_auth.identity.oidc import PAUSE_SECONDS
 from gatehouse_auth.store import digest
 
 # Ends a program that first changes something.
 AS_MAIN = "import runpy; runpy.run_module('gatehouse_auth', run_name='__main__')"
 
 
-# covers: no-fault-consumes
+# covers: fault-redis-away, no-fault-consumes
 def test_redis_away(own_fleet: Fleet) -> None:
     node = own_fleet.start(redis_grace_seconds="4")
     with node.browser() as browser:
@@ -58,7 +71,7 @@ def test_redis_away(own_fleet: Fleet) -> None:
         assert browser.refresh(client_id, known.refresh).status_code == 200
 
 
-# covers: no-fault-consumes
+# covers: fault-redis-away, no-fault-consumes
 def test_redis_paused(own_fleet: Fleet) -> None:
     node = own_fleet.start()
     with node.browser() as browser:
@@ -113,6 +126,7 @@ def test_a_revocation_reaches_other_nodes_at_once(own_fleet: Fleet) -> None:
     assert sorted(took)[5] < 0.5
 
 
+# covers: fault-redis-restart
 def test_restart_forgets_nothing(own_fleet: Fleet) -> None:
     node = own_fleet.start()
     with node.browser() as browser:
@@ -131,6 +145,7 @@ def test_restart_forgets_nothing(own_fleet: Fleet) -> None:
         assert browser.refresh(client_id, tokens.refresh).status_code == 200
 
 
+# covers: fault-redis-away
 def test_it_starts_without_redis(own_fleet: Fleet) -> None:
     own_fleet.redis.stop()
     node = own_fleet.start()
@@ -295,6 +310,40 @@ def test_clocks_that_differ_by_less_than_a_minute(own_fleet: Fleet, seconds: int
                     wait_for(lambda one=node, access=token.access: one.check(access).status_code == 401, 2)  # type: ignore[misc]
 
 
+# covers: fault-provider, fault-clocks
+def test_a_provider_that_is_down_then_slow_then_of_another_time(
+    own_fleet: Fleet, own_upstream: OpenIDStandIn
+) -> None:
+    own_upstream.person = dict(ANA)
+    own_upstream.lies = Lies(status={"openid-configuration": 503})
+    node = start_with_openid(own_fleet, own_upstream)
+    with node.browser() as browser, node.browser() as another:
+        client_id = browser.register()["client_id"]
+        page = browser.consent(browser.authorize(client_id), "okta").headers["location"]
+        # The app is told so, and may begin again.
+        assert answer_of(browser.get(page))["error"] == "temporarily_unavailable"
+        own_upstream.lies = Lies()
+        time.sleep(PAUSE_SECONDS)
+        code = answer_of(come_back(browser, client_id))["code"]
+        tokens = tokens_of(browser.exchange(client_id, code))
+        # Who waits for the provider waits alone, and not for ever.
+        own_upstream.lies = Lies(slow={"token": 12})
+        answers: list[httpx.Response] = []
+        thread = threading.Thread(target=lambda: answers.append(come_back(another, client_id)))
+        thread.start()
+        wait_for(lambda: own_upstream.asked[-1] == "token", 20)
+        assert node.check(tokens.access).status_code == 200
+        tokens = tokens_of(browser.refresh(client_id, tokens.refresh))
+        assert not answers
+        thread.join(20)
+        assert answer_of(answers[0])["error"] == "temporarily_unavailable"
+        # Its clock may differ from ours.
+        now = int(time.time())
+        for claims in ({"iat": now + 50}, {"exp": now - 30}):
+            own_upstream.lies = Lies(claims=claims)
+            assert "code" in answer_of(come_back(another, client_id))
+
+
 # covers: fault-clocks, no-fault-consumes
 def test_a_clock_that_is_far_ahead_costs_nobody_their_token(own_fleet: Fleet) -> None:
     right, wrong = own_fleet.start(), own_fleet.start(program=off_by(300))
@@ -448,7 +497,7 @@ def test_a_node_without_descriptors_goes_on_with_what_it_has(own_fleet: Fleet) -
         wait_for(lambda: browser.get("/health").status_code == 200)
 
 
-# covers: no-fault-consumes
+# covers: fault-redis-away, no-fault-consumes
 def test_wrong_redis_password_is_our_fault(own_fleet: Fleet) -> None:
     own_fleet.credentials["redis_password"] = "wrong"
     node = own_fleet.start()
