@@ -13,6 +13,7 @@ from gateway import Gateway
 ANSWER_SECONDS = 30
 
 
+# covers: fault-redis-restart
 def test_a_restart_forgets_nothing(clients: ClientFactory, gateway: Gateway, fleet: Fleet) -> None:
     with clients.start("python-2") as client:
         assert client.call(gateway.echo, "echo", text="before") == "before"

@@ -94,7 +94,6 @@ def test_a_well_made_token_is_accepted(fleet: Fleet, node: Node) -> None:
         {"exp": int(time.time()) - 3600},
         {"exp": None},
         {"exp": "soon"},
-        {"iat": int(time.time()) + 3600},
         {"nbf": int(time.time()) + 3600},
         {"sub": None},
         {"sub": "nobody"},
@@ -148,8 +147,8 @@ def test_other_algorithms_and_keys(fleet: Fleet, node: Node) -> None:
 
 
 def test_an_expired_token_is_not_kept_alive_by_the_cache(fleet: Fleet, node: Node) -> None:
-    # The leeway for clocks is 30 s, so this one has two seconds left.
-    token = forge(signing_key(fleet), exp=int(time.time()) - 28)
+    # The leeway for clocks is 60 s, so this one has two seconds left.
+    token = forge(signing_key(fleet), exp=int(time.time()) - 58)
     assert node.check(token).status_code == 200
     time.sleep(2.5)
     assert node.check(token).status_code == 401

@@ -20,6 +20,7 @@ from test_check import forge, signing_key
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from gatehouse_auth import direct
 from gatehouse_auth.audit import Log
 from gatehouse_auth.check import Answer, Internal
 from gatehouse_auth.direct import protocol
@@ -398,6 +399,55 @@ def test_a_connection_is_closed_once_it_has_been_idle(service: Service) -> None:
     run(ask)
 
 
+# covers: fault-silent
+def test_a_head_that_never_ends_ends_its_connection(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "HEAD_SECONDS", 2)
+    known = forge(service.key)
+    whole, begun = check(known), b"GET /internal/check/echo HTTP/1.1\r\nX-Slow: "
+    handed_on = check(known, path=b"/internal/resource/echo")
+
+    async def ask() -> None:
+        await service.connect(service.direct).feed(whole)
+        # What comes at once, and what then comes again and again.
+        rude = {
+            (first, drop): service.connect(service.direct)
+            for first in (b"", begun, whole, handed_on, whole + begun, handed_on + begun)
+            for drop in (b"\r\n", b"x")
+        }
+        slow = service.connect(service.direct)
+        await slow.feed(whole[:20], whole[20:90], whole[90:])
+        for (first, _), connection in rude.items():
+            await connection.feed(first)
+        since = time.monotonic()
+        while not all(connection.closed for connection in rude.values()):
+            for (_, drop), connection in rude.items():
+                if not connection.closed:
+                    connection.protocol.data_received(drop)
+            await asyncio.sleep(0.1)
+            assert time.monotonic() - since < 20
+        await asyncio.sleep(2.5)
+        assert not slow.closed
+        assert slow.sent.startswith(b"HTTP/1.1 200")
+
+    run(ask)
+
+
+# covers: fault-silent
+def test_a_peer_that_says_nothing_is_idle(service: Service) -> None:
+    async def ask() -> None:
+        since = time.monotonic()
+        silent, gone = (service.connect(service.direct, keep_alive=1) for _ in range(2))
+        gone.protocol.connection_lost(None)
+        while not silent.closed:
+            await asyncio.sleep(0.05)
+            assert time.monotonic() - since < 20
+        assert time.monotonic() - since > 0.9
+
+    run(ask)
+
+
 def test_a_peer_that_does_not_read_is_not_read_from(fleet: Fleet, node: Node) -> None:
     token = forge(signing_key(fleet))
     assert node.check(token).status_code == 200
@@ -408,21 +458,6 @@ def test_a_peer_that_does_not_read_is_not_read_from(fleet: Fleet, node: Node) ->
             link.sendall(request * 4000)
         # Others do not notice.
         assert node.check(token).status_code == 200
-
-
-def test_connections_that_send_nothing_stand_in_no_ones_way(fleet: Fleet, node: Node) -> None:
-    token = forge(signing_key(fleet))
-    assert node.check(token).status_code == 200
-    links = [socket.create_connection(("127.0.0.1", node.port)) for _ in range(300)]
-    try:
-        for link in links[::2]:
-            link.sendall(b"GET /internal/check/echo HTTP/1.1\r\nX-Slow: ")
-        since = time.monotonic()
-        assert node.check(token).status_code == 200
-        assert time.monotonic() - since < 1
-    finally:
-        for link in links:
-            link.close()
 
 
 def test_answers_are_whole_under_many_connections(fleet: Fleet, node: Node) -> None:

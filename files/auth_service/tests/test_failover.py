@@ -54,7 +54,7 @@ def serves(node: Node) -> bool:
     return node.http.get(f"{node.base}/internal/health").status_code == 200
 
 
-# covers: no-fault-consumes, failover
+# covers: fault-redis-moved, no-fault-consumes, failover
 def test_what_no_replica_has_is_not_acknowledged(watched: Watched, nodes: tuple[Node, Node]) -> None:
     node, _ = nodes
     with node.browser() as browser:
@@ -88,7 +88,7 @@ def test_what_no_replica_has_is_not_acknowledged(watched: Watched, nodes: tuple[
         assert "code=" in browser.sign_in(flow).headers["location"]
 
 
-# covers: failover
+# covers: fault-redis-moved, failover
 def test_sentinels_that_are_lost(watched: Watched, nodes: tuple[Node, Node]) -> None:
     # More than half have to name the primary: it could be an old one.
     first, second, _ = watched.sentinels
@@ -109,7 +109,7 @@ def test_sentinels_that_are_lost(watched: Watched, nodes: tuple[Node, Node]) -> 
         wait_for(lambda: serves(node), 5)
 
 
-# covers: no-fault-consumes, revocation, failover
+# covers: fault-redis-moved, no-fault-consumes, revocation, failover
 def test_a_primary_that_is_killed(watched: Watched, nodes: tuple[Node, Node]) -> None:
     node, other = nodes
     with node.browser() as browser, other.browser() as elsewhere:
@@ -154,7 +154,7 @@ def test_a_primary_that_is_killed(watched: Watched, nodes: tuple[Node, Node]) ->
         assert watched.primary is not old
 
 
-# covers: revocation, failover
+# covers: fault-redis-moved, revocation, failover
 def test_a_primary_that_was_only_paused_is_not_asked(watched: Watched, nodes: tuple[Node, Node]) -> None:
     node, other = nodes
     with node.browser() as browser:

@@ -1,18 +1,43 @@
-"""Redis away, paused, back: nothing is lost, and no 401 is our doing. SIGTERM, and systemd."""
+"""What fails around the service, and the service itself: nothing is lost, and no 401 is our doing."""
 
+import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from conftest import Fleet, Node, end, free_port, tokens_of, wait_for
+import httpx
+import pytest
+from between import Between
+from conftest import (
+    Fleet,
+    Node,
+    RedisServer,
+    answer_of,
+    end,
+    free_port,
+    start_with_openid,
+    tokens_of,
+    wait_for,
+)
+from openid_stand_in import Lies, OpenIDStandIn
+from test_openid import ANA, come_back
+
+from gatehouse_auth.identity.oidc import PAUSE_SECONDS
+from gatehouse_auth.store import digest
+
+# Ends a program that first changes something.
+AS_MAIN = "import runpy; runpy.run_module('gatehouse_auth', run_name='__main__')"
 
 
-# covers: no-fault-consumes
+# covers: fault-redis-away, no-fault-consumes
 def test_redis_away(own_fleet: Fleet) -> None:
     node = own_fleet.start(redis_grace_seconds="4")
     with node.browser() as browser:
@@ -46,7 +71,7 @@ def test_redis_away(own_fleet: Fleet) -> None:
         assert browser.refresh(client_id, known.refresh).status_code == 200
 
 
-# covers: no-fault-consumes
+# covers: fault-redis-away, no-fault-consumes
 def test_redis_paused(own_fleet: Fleet) -> None:
     node = own_fleet.start()
     with node.browser() as browser:
@@ -101,6 +126,7 @@ def test_a_revocation_reaches_other_nodes_at_once(own_fleet: Fleet) -> None:
     assert sorted(took)[5] < 0.5
 
 
+# covers: fault-redis-restart
 def test_restart_forgets_nothing(own_fleet: Fleet) -> None:
     node = own_fleet.start()
     with node.browser() as browser:
@@ -119,6 +145,7 @@ def test_restart_forgets_nothing(own_fleet: Fleet) -> None:
         assert browser.refresh(client_id, tokens.refresh).status_code == 200
 
 
+# covers: fault-redis-away
 def test_it_starts_without_redis(own_fleet: Fleet) -> None:
     own_fleet.redis.stop()
     node = own_fleet.start()
@@ -127,7 +154,350 @@ def test_it_starts_without_redis(own_fleet: Fleet) -> None:
     wait_for(lambda: node.http.get(f"{node.base}/internal/health").status_code == 200)
 
 
-# covers: no-fault-consumes
+def redis_says(node: Node) -> str:
+    said: str = node.http.get(f"{node.base}/internal/health").json()["checks"]["redis"]
+    return said
+
+
+def is_our_fault(response: httpx.Response) -> bool:
+    return response.status_code == 503 and response.headers["retry-after"] != ""
+
+
+def restart_with(redis: RedisServer, data: str, keep: str) -> None:
+    """Start Redis on other data (or none of that name), and keep what it had under a name."""
+    redis.stop()
+    current = redis.folder / "appendonlydir"
+    current.rename(redis.folder / keep)
+    if (redis.folder / data).exists():
+        (redis.folder / data).rename(current)
+    redis.start()
+
+
+# covers: fault-redis-empty, no-fault-consumes
+def test_a_redis_without_its_data_is_one_that_is_away(own_fleet: Fleet) -> None:
+    node, other = own_fleet.start(), own_fleet.start()
+    with node.browser() as browser:
+        client_id = browser.register()["client_id"]
+        known, unseen, revoked = (browser.tokens(client_id) for _ in range(3))
+        browser.post("/revoke", data={"client_id": client_id, "token": revoked.access})
+        code = browser.code(client_id)
+        assert node.check(known.access).status_code == 200
+        restart_with(own_fleet.redis, "nothing", keep="lost")
+        wait_for(lambda: redis_says(node) == redis_says(other) == "has lost its data")
+        assert node.check(known.access).status_code == 200
+        # Nobody is told that what they have is void, and nothing that was revoked comes back.
+        for token in (unseen, revoked):
+            assert is_our_fault(node.check(token.access))
+            assert is_our_fault(other.check(token.access))
+        assert is_our_fault(browser.refresh(client_id, known.refresh))
+        assert is_our_fault(browser.exchange(client_id, code))
+        assert is_our_fault(browser.authorize(client_id))
+        assert is_our_fault(browser.post("/register", json={"redirect_uris": ["https://a.example.test/"]}))
+        # The operator restores it: everything is as it was.
+        restart_with(own_fleet.redis, "lost", keep="empty")
+        wait_for(lambda: redis_says(node) == redis_says(other) == "ok")
+        wait_for(lambda: node.check(unseen.access).status_code == 200)
+        assert node.check(revoked.access).status_code == 401
+        assert browser.exchange(client_id, code).status_code == 200
+        assert browser.refresh(client_id, known.refresh).status_code == 200
+
+
+# covers: fault-redis-empty
+def test_a_node_that_starts_takes_the_data_that_it_finds(own_fleet: Fleet) -> None:
+    node = own_fleet.start()
+    with node.browser() as browser:
+        client_id = browser.register()["client_id"]
+        tokens = browser.tokens(client_id)
+    restart_with(own_fleet.redis, "nothing", keep="lost")
+    wait_for(lambda: redis_says(node) == "has lost its data")
+    # The operator gives it up: one node that starts is enough for all.
+    again = own_fleet.start()
+    wait_for(lambda: redis_says(again) == redis_says(node) == "ok")
+    for one in (node, again):
+        with one.browser() as browser:
+            assert browser.refresh(client_id, tokens.refresh).json()["error"] == "invalid_client"
+            assert browser.tokens(browser.register()["client_id"]).access
+
+
+# covers: fault-redis-full, no-fault-consumes
+def test_a_full_redis(own_fleet: Fleet) -> None:
+    node, other = own_fleet.start(), own_fleet.start()
+    admin = own_fleet.redis.admin
+    with node.browser() as browser:
+        client_id = browser.register()["client_id"]
+        known, unseen, gone = (browser.tokens(client_id) for _ in range(3))
+        code = browser.code(client_id)
+        flow = browser.authorize(client_id)
+        assert node.check(known.access).status_code == node.check(gone.access).status_code == 200
+        admin.config_set("maxmemory", 1)
+        # What was issued is as good as ever, also on a node that has just started.
+        nodes = (node, other, own_fleet.start())
+        for one in nodes:
+            assert one.check(known.access).status_code == one.check(unseen.access).status_code == 200
+            assert redis_says(one) == "ok"
+        # A revocation counts.
+        form = {"client_id": client_id, "token": gone.refresh}
+        assert browser.post("/revoke", data=form).status_code == 200
+        for one in nodes:
+            wait_for(lambda here=one: here.check(gone.access).status_code == 401, 2)  # type: ignore[misc]
+        assert is_our_fault(browser.refresh(client_id, known.refresh))
+        assert is_our_fault(browser.exchange(client_id, code))
+        assert is_our_fault(browser.authorize(client_id))
+        assert is_our_fault(browser.consent(flow))
+        assert is_our_fault(browser.post("/register", json={"redirect_uris": ["https://a.example.test/"]}))
+        admin.config_set("maxmemory", 0)
+        # Nothing was used up.
+        assert browser.refresh(client_id, known.refresh).status_code == 200
+        assert browser.exchange(client_id, code).status_code == 200
+        assert "code=" in browser.sign_in(browser.consent(flow)).headers["location"]
+
+
+@pytest.fixture
+def between(own_fleet: Fleet) -> Iterator[Between]:
+    """A way to Redis that can be broken; nodes that start take it."""
+    way = Between(own_fleet.redis.port)
+    own_fleet.environment["GATEHOUSE_REDIS_URL"] = way.url
+    yield way
+    way.close()
+
+
+# covers: fault-redis-slow, no-fault-consumes
+def test_a_slow_redis(own_fleet: Fleet, between: Between) -> None:
+    node = own_fleet.start()
+    with node.browser() as browser:
+        client_id = browser.register()["client_id"]
+        known, unseen = browser.tokens(client_id), browser.tokens(client_id)
+        assert node.check(known.access).status_code == 200
+        # Within what a command may take, and too slow for the stream of revocations.
+        between.seconds = 0.3
+        wait_for(lambda: is_our_fault(node.check(unseen.access)))
+        took = []
+        for _ in range(31):
+            response = node.check(known.access)
+            assert response.status_code == 200
+            took.append(response.elapsed.total_seconds())
+        assert sorted(took)[15] < 0.2, "each waits for Redis"
+        slowly = browser.refresh(client_id, known.refresh)
+        assert slowly.status_code == 200 or is_our_fault(slowly)
+        # Slower than it may be.
+        between.seconds = 2.0
+        assert is_our_fault(browser.refresh(client_id, unseen.refresh))
+        assert is_our_fault(browser.post("/register", json={"redirect_uris": ["https://a.example.test/"]}))
+        assert is_our_fault(browser.authorize(client_id))
+        assert node.check(known.access).status_code == 200
+        between.seconds = 0.0
+        wait_for(lambda: node.check(unseen.access).status_code == 200)
+        assert browser.refresh(client_id, known.refresh).status_code == 200
+        assert browser.refresh(client_id, unseen.refresh).status_code == 200
+
+
+# covers: fault-clocks
+@pytest.mark.parametrize("seconds", [-55, 55])
+def test_clocks_that_differ_by_less_than_a_minute(own_fleet: Fleet, seconds: int) -> None:
+    right, wrong = own_fleet.start(), own_fleet.start(program=off_by(seconds))
+    with right.browser() as browser, wrong.browser() as elsewhere:
+        elsewhere.verifier = browser.verifier
+        client_id = browser.register()["client_id"]
+        # Each ends what the other has begun, and honours what the other has issued.
+        for here, there in ((browser, elsewhere), (elsewhere, browser)):
+            tokens = tokens_of(there.exchange(client_id, here.code(client_id)))
+            assert {node.check(tokens.access).status_code for node in (right, wrong)} == {200}
+            rotated = tokens_of(here.refresh(client_id, tokens.refresh))
+            assert {node.check(rotated.access).status_code for node in (right, wrong)} == {200}
+            there.post("/revoke", data={"client_id": client_id, "token": rotated.refresh})
+            for token in (tokens, rotated):
+                for node in (right, wrong):
+                    wait_for(lambda one=node, access=token.access: one.check(access).status_code == 401, 2)  # type: ignore[misc]
+
+
+# covers: fault-provider, fault-clocks
+def test_a_provider_that_is_down_then_slow_then_of_another_time(
+    own_fleet: Fleet, own_upstream: OpenIDStandIn
+) -> None:
+    own_upstream.person = dict(ANA)
+    own_upstream.lies = Lies(status={"openid-configuration": 503})
+    node = start_with_openid(own_fleet, own_upstream)
+    with node.browser() as browser, node.browser() as another:
+        client_id = browser.register()["client_id"]
+        page = browser.consent(browser.authorize(client_id), "okta").headers["location"]
+        # The app is told so, and may begin again.
+        assert answer_of(browser.get(page))["error"] == "temporarily_unavailable"
+        own_upstream.lies = Lies()
+        time.sleep(PAUSE_SECONDS)
+        code = answer_of(come_back(browser, client_id))["code"]
+        tokens = tokens_of(browser.exchange(client_id, code))
+        # Who waits for the provider waits alone, and not for ever.
+        own_upstream.lies = Lies(slow={"token": 12})
+        answers: list[httpx.Response] = []
+        thread = threading.Thread(target=lambda: answers.append(come_back(another, client_id)))
+        thread.start()
+        wait_for(lambda: own_upstream.asked[-1] == "token", 20)
+        assert node.check(tokens.access).status_code == 200
+        tokens = tokens_of(browser.refresh(client_id, tokens.refresh))
+        assert not answers
+        thread.join(20)
+        assert answer_of(answers[0])["error"] == "temporarily_unavailable"
+        # Its clock may differ from ours.
+        now = int(time.time())
+        for claims in ({"iat": now + 50}, {"exp": now - 30}):
+            own_upstream.lies = Lies(claims=claims)
+            assert "code" in answer_of(come_back(another, client_id))
+
+
+# covers: fault-clocks, no-fault-consumes
+def test_a_clock_that_is_far_ahead_costs_nobody_their_token(own_fleet: Fleet) -> None:
+    right, wrong = own_fleet.start(), own_fleet.start(program=off_by(300))
+    with wrong.browser() as browser:
+        tokens = browser.tokens(browser.register()["client_id"])
+    assert wrong.check(tokens.access).status_code == 200
+    for _ in range(2):
+        assert is_our_fault(right.check(tokens.access))
+    assert right.records("access")[-1]["reason"] == "issued_later"
+    # Only what we have signed can be our fault.
+    head, _, _ = tokens.access.rpartition(".")
+    assert right.check(f"{head}.{'A' * 86}").status_code == 401
+
+
+def off_by(seconds: int) -> tuple[str, str]:
+    """The service with a clock that differs by so many seconds; it knows nothing of it."""
+    clock = f"import time; right = time.time; time.time = lambda: right() + ({seconds});"
+    return "-c", f"{clock} {AS_MAIN}"
+
+
+@contextmanager
+def unanswered(ask: Callable[[], httpx.Response]) -> Iterator[None]:
+    """A request under way, to which no answer comes."""
+
+    def wait() -> None:
+        with contextlib.suppress(httpx.TransportError):
+            answers.append(ask())
+
+    answers: list[httpx.Response] = []
+    thread = threading.Thread(target=wait)
+    thread.start()
+    yield
+    thread.join(20)
+    assert not answers
+
+
+# covers: fault-killed, refresh-rotation
+def test_killed_before_the_answer_to_a_refresh(own_fleet: Fleet, between: Between) -> None:
+    node = own_fleet.start()
+    other = own_fleet.start(redis_url=own_fleet.redis.url)
+    admin = own_fleet.redis.admin
+    with node.browser() as browser, other.browser() as elsewhere:
+        client_id = browser.register()["client_id"]
+        first = browser.tokens(client_id)
+        [family] = admin.scan_iter("gh:family:*")
+        tokens = tokens_of(browser.refresh(client_id, first.refresh))
+        before = admin.hget(family, "current")
+        between.hold(between.answers, b"EVALSHA")
+        with unanswered(lambda: browser.refresh(client_id, tokens.refresh)):
+            wait_for(lambda: admin.hget(family, "current") != before, 2)
+            node.process.kill()
+        # The client asks again, wherever, and has what it would have had.
+        successors = [tokens_of(elsewhere.refresh(client_id, tokens.refresh)) for _ in range(2)]
+        assert len({one.refresh for one in successors}) == 1
+        assert {other.check(one.access).status_code for one in successors} == {200}
+        assert elsewhere.refresh(client_id, successors[0].refresh).status_code == 200
+
+
+# covers: fault-killed, code-once
+@pytest.mark.parametrize("used", [False, True])
+def test_killed_before_the_answer_to_a_code(own_fleet: Fleet, between: Between, used: bool) -> None:
+    node = own_fleet.start()
+    other = own_fleet.start(redis_url=own_fleet.redis.url)
+    admin = own_fleet.redis.admin
+    with node.browser() as browser, other.browser() as elsewhere:
+        client_id = browser.register()["client_id"]
+        browser.tokens(client_id)
+        code = browser.code(client_id)
+        elsewhere.verifier = browser.verifier
+        gate = between.answers if used else between.questions
+        between.hold(gate, b"EVALSHA")
+
+        def is_there() -> bool:
+            written = str(admin.get(f"gh:code:{digest(code)}")).startswith("used:")
+            return written is used and not gate.is_set()
+
+        with unanswered(lambda: browser.exchange(client_id, code)):
+            wait_for(is_there, 2)
+            node.process.kill()
+        again = elsewhere.exchange(client_id, code)
+        # A code counts once. Where its use was written down, the person signs in again.
+        assert again.json().get("error") == ("invalid_grant" if used else None)
+        assert elsewhere.tokens(client_id).access
+
+
+def descriptors(node: Node) -> int:
+    return len(os.listdir(f"/proc/{node.process.pid}/fd"))
+
+
+def limit_descriptors(process: int, count: int) -> None:
+    _, hard = resource.prlimit(process, resource.RLIMIT_NOFILE)
+    resource.prlimit(process, resource.RLIMIT_NOFILE, (count, hard))
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """All that this process may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit_descriptors(0, hard)
+    yield
+    limit_descriptors(0, soft)
+
+
+# covers: fault-silent
+@pytest.mark.usefixtures("many_descriptors")
+@pytest.mark.parametrize(("count", "seconds"), [(1000, 15), pytest.param(10_000, 60, marks=pytest.mark.long)])
+def test_connections_that_send_nothing(own_fleet: Fleet, count: int, seconds: int) -> None:
+    patience = (
+        f"from gatehouse_service import serving; serving.KEEP_ALIVE_SECONDS = {seconds};"
+        f"from gatehouse_auth import direct; direct.HEAD_SECONDS = {seconds};"
+    )
+    node = own_fleet.start(program=("-c", f"{patience} {AS_MAIN}"))
+    with contextlib.ExitStack() as stack:
+        browser = stack.enter_context(node.browser())
+        known = browser.tokens(browser.register()["client_id"])
+        assert node.check(known.access).status_code == 200
+        before = descriptors(node)
+        links = []
+        for number in range(count):
+            link = stack.enter_context(socket.create_connection(("127.0.0.1", node.port)))
+            links.append(link)
+            if number % 2:
+                link.sendall(b"GET /internal/check/echo HTTP/1.1\r\nX-Slow: ")
+        wait_for(lambda: descriptors(node) >= before + count)
+        # Nobody else notices.
+        for _ in range(5):
+            assert node.check(known.access).elapsed.total_seconds() < 1
+        assert browser.tokens(browser.register()["client_id"]).access
+        assert descriptors(node) >= before + count
+        # The service ends it, not the peers.
+        wait_for(lambda: descriptors(node) < before + 20, seconds + 60)
+        for link in links:
+            link.settimeout(5)
+            assert link.recv(1) == b""
+
+
+# covers: fault-silent
+def test_a_node_without_descriptors_goes_on_with_what_it_has(own_fleet: Fleet) -> None:
+    node = own_fleet.start()
+    with node.browser() as browser:
+        tokens = browser.tokens(browser.register()["client_id"])
+    assert node.check(tokens.access).status_code == 200
+    limit_descriptors(node.process.pid, descriptors(node) + 20)
+    links = [socket.create_connection(("127.0.0.1", node.port)) for _ in range(100)]
+    for _ in range(20):
+        assert node.check(tokens.access).status_code == 200
+    for link in links:
+        link.close()
+    # Who comes now is let in.
+    with node.browser() as browser:
+        wait_for(lambda: browser.get("/health").status_code == 200)
+
+
+# covers: fault-redis-away, no-fault-consumes
 def test_wrong_redis_password_is_our_fault(own_fleet: Fleet) -> None:
     own_fleet.credentials["redis_password"] = "wrong"
     node = own_fleet.start()

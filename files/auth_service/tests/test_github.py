@@ -105,7 +105,7 @@ def test_a_verified_address_does(person: Browser, upstream: GitHubStandIn) -> No
     assert "code" in answer_of(person.get(back.headers["location"]))
 
 
-# covers: provider-github
+# covers: provider-github, fault-provider
 @pytest.mark.parametrize(
     ("outage", "error"),
     [

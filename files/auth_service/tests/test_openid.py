@@ -181,7 +181,7 @@ def test_who_gets_in(
 OTHER_KEY = RSAKey.generate_key(2048, {"kid": "first"})
 
 
-# covers: provider-lies
+# covers: provider-lies, fault-provider
 @pytest.mark.parametrize(
     "lies",
     [

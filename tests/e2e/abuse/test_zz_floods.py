@@ -2,12 +2,54 @@
 
 from __future__ import annotations
 
+import resource
+import socket
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
+from urllib.parse import urlsplit
 
+import pytest
 from attack import REDIRECT, Attacker
 
 TRIES = 400
+SILENT = 10_000
+# Traefik's readTimeout.
+SILENT_SECONDS = 60
+
+
+@pytest.fixture
+def descriptors() -> Iterator[int]:
+    """How many files this process may open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# covers: fault-silent
+def test_connections_that_say_nothing_stand_in_nobodys_way(
+    attacker: Attacker, client_id: str, tokens: dict[str, Any], descriptors: int
+) -> None:
+    assert descriptors > SILENT + 1000, "raise the limit of open files"
+    address = socket.gethostbyname(str(urlsplit(attacker.gateway.issuer).hostname))
+    with ExitStack() as stack:
+        links = [
+            stack.enter_context(socket.create_connection((address, 443), timeout=30)) for _ in range(SILENT)
+        ]
+        for link in links[::2]:
+            link.sendall(b"\x16\x03\x01\x02\x00\x01")  # the beginning of a TLS handshake
+        # Nobody else notices: not with a token, and not at a sign-in over connections of its own.
+        assert attacker.opens(tokens["access_token"])
+        assert attacker.tokens(client_id)["access_token"]
+        # The gateway ends them.
+        deadline = time.monotonic() + SILENT_SECONDS + 30
+        for link in links:
+            link.settimeout(max(1.0, deadline - time.monotonic()))
+            assert link.recv(1) == b""
+    assert attacker.opens(tokens["access_token"])
 
 
 def test_a_flood_of_registrations_is_slowed_and_nobody_else_notices(

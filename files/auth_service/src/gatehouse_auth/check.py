@@ -17,10 +17,11 @@ from typing import Any
 from urllib.parse import quote
 
 from gatehouse_auth.audit import Log
+from gatehouse_auth.connections import DataLost
 from gatehouse_auth.identity.base import AccessRules, Identity, Provider
 from gatehouse_auth.keyring import Keyring
 from gatehouse_auth.oauth.metadata import resource_metadata, resource_metadata_url
-from gatehouse_auth.oauth.tokens import AccessToken, InvalidAccessToken, TokenVerifier
+from gatehouse_auth.oauth.tokens import AccessToken, InvalidAccessToken, IssuedLater, TokenVerifier
 from gatehouse_auth.settings import Settings
 from gatehouse_auth.store import Store, StoreUnavailable
 from gatehouse_auth.uses import Uses
@@ -201,6 +202,8 @@ class Internal:
             found = await self._findings.find(
                 service.name, question.token, lambda: self._judge(service, question.token)
             )
+        except IssuedLater as error:
+            return self._unavailable(service.name, request_id, error.reason)
         except InvalidAccessToken as error:
             return self._refuse(
                 service, request_id, 401, service.challenge_invalid, error.reason, "invalid_token"
@@ -303,8 +306,9 @@ class Internal:
         try:
             await self._store.ping()
             checks["redis"] = "ok"
-        except StoreUnavailable:
-            checks["redis"] = "does not answer"
+        except StoreUnavailable as error:
+            lost = isinstance(error.__cause__, DataLost)
+            checks["redis"] = "has lost its data" if lost else "does not answer"
         return checks
 
 

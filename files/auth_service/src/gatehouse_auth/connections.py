@@ -4,9 +4,13 @@ With Sentinel, the primary is what more than half of the sentinels name, each as
 needs more than half of them as well, so nodes agree on the primary within the time that it takes to ask, and
 one that is cut off with an old primary has none. Every connection is to the primary of the moment, which says
 itself that it is one.
+
+A Redis that comes back without its data is one that is away: taken at its word, it would have every client
+throw its tokens away, and know of no revocation.
 """
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +18,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import (
     MasterNotFoundError,
@@ -30,6 +35,7 @@ from redis.exceptions import RedisError
 # after which sentinels give up a primary (`down-after-milliseconds`): who is cut off from them knows first.
 ASK_SECONDS = 0.05
 ANSWER_SECONDS = 0.4
+DATA_SET = "gh:dataset"
 SENTINEL_SCHEMES = ("redis+sentinel", "rediss+sentinel")
 SCHEMES = ("redis", "rediss", *SENTINEL_SCHEMES)
 
@@ -81,6 +87,37 @@ def _host_port(text: str, default: int) -> tuple[str, int]:
     if not parts.hostname:
         raise ValueError
     return parts.hostname, parts.port or default
+
+
+class DataLost(RedisError):  # noqa: N818 - the fault is not in a call
+    """Redis answers, and no longer has the data that it had."""
+
+
+class DataSet:
+    """Knows by a mark that Redis still has its data. Who first finds none sets it; who has seen one does not
+    use a Redis without: until a backup is restored, or a node is started, which has not seen one. Each new
+    connection looks, since a server that comes back has broken those that there were."""
+
+    def __init__(self) -> None:
+        self._seen = False
+
+    async def greet(self, connection: AbstractConnection) -> None:
+        """Connect, as redis-py does by itself, then look for the mark.
+
+        Raises:
+            DataLost: it was there, and is gone.
+        """
+        await connection.on_connect()
+        since = await self._ask(connection, "GET", DATA_SET)
+        if since is None and self._seen:
+            raise DataLost
+        if since is None:
+            await self._ask(connection, "SET", DATA_SET, int(time.time()), "NX")
+        self._seen = True
+
+    async def _ask(self, connection: AbstractConnection, *command: str | int) -> Any:
+        await connection.send_command(*command, check_health=False)
+        return await connection.read_response()
 
 
 class _PrimaryConnection(SentinelManagedConnection):
@@ -219,6 +256,7 @@ def connect(url: str, password: str, authority: str = "") -> Connections:
         options["ssl"] = True
         options |= {"ssl_ca_data": authority} if authority else {}
     primary = Primary(address, **options) if address.primary else None
+    data = DataSet()
 
     def client(use: Literal["commands", "stream"]) -> "Redis":
         settings: dict[str, Any] = {
@@ -228,6 +266,7 @@ def connect(url: str, password: str, authority: str = "") -> Connections:
             "socket_timeout": 1.0,
             "max_connections": 4 if use == "stream" else 32,
             "timeout": 2.0,
+            "redis_connect_func": data.greet,
             "retry": Retry(NoBackoff(), 0)
             if use == "stream"
             else Retry(ExponentialBackoff(cap=0.1, base=0.02), 1),

@@ -10,7 +10,7 @@ from typing import Any
 from authlib.oauth2.rfc6750 import InvalidTokenError
 from authlib.oauth2.rfc9068 import JWTBearerTokenGenerator, JWTBearerTokenValidator
 from authlib.oauth2.rfc9068.claims import JWTAccessTokenClaimsValidator
-from joserfc.errors import BadSignatureError, InvalidPayloadError, JoseError
+from joserfc.errors import BadSignatureError, InvalidClaimError, InvalidPayloadError, JoseError
 from joserfc.jwk import ECKey, KeySet
 from joserfc.jws import JWSRegistry
 from joserfc.util import urlsafe_b64decode
@@ -22,7 +22,7 @@ from gatehouse_auth.settings import PROBE
 
 ALGORITHM = "ES256"
 # Clocks of edge hosts differ by no more than this many seconds.
-LEEWAY_SECONDS = 30
+LEEWAY_SECONDS = 60
 # Claims that may well be empty.
 MAY_BE_EMPTY = ("scope", "groups")
 # A key has one header, as we write it; others could be written as well.
@@ -36,6 +36,10 @@ class InvalidAccessToken(Exception):  # noqa: N818 - it is an answer: 401 invali
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class IssuedLater(InvalidAccessToken):
+    """The token is one of ours, from a host whose clock is ahead of this one's by more than the leeway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,7 @@ class TokenVerifier(JWTBearerTokenValidator):
         """The token's content.
 
         Raises:
+            IssuedLater: it was signed by us, and not yet.
             InvalidAccessToken: any check of RFC 9068 section 4 failed.
         """
         try:
@@ -168,6 +173,8 @@ class TokenVerifier(JWTBearerTokenValidator):
             )
         except (JoseError, InvalidTokenError) as error:
             fault = error.__cause__ if isinstance(error, InvalidTokenError) else error
+            if isinstance(fault, InvalidClaimError) and fault.claim == "iat":
+                raise IssuedLater("issued_later") from None
             raise InvalidAccessToken(fault.error or fault.description) from None
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidAccessToken(type(error).__name__) from None

@@ -1,10 +1,11 @@
--- Revoke a grant or one access token, and tell every node.
+-- Revoke a grant or one access token, and tell every node. A Redis that is full lets a script write that has
+-- deleted something, so that comes first.
 -- KEYS: mark, family   ARGV: id, seconds of the mark, channel
-redis.call('SET', KEYS[1], '1', 'EX', ARGV[2])
 local person = redis.call('HGET', KEYS[2], 'person')
+redis.call('DEL', KEYS[2])
 if person then
   redis.call('ZREM', 'gh:person:' .. person, ARGV[1])
 end
-redis.call('DEL', KEYS[2])
+redis.call('SET', KEYS[1], '1', 'EX', ARGV[2])
 redis.call('PUBLISH', ARGV[3], ARGV[1])
 return 1
