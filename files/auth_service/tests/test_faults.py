@@ -291,6 +291,33 @@ def test_a_slow_redis(own_fleet: Fleet, between: Between) -> None:
         assert browser.refresh(client_id, unseen.refresh).status_code == 200
 
 
+# covers: fault-redis-slow, fault-redis-away, no-fault-consumes
+def test_what_nobody_waits_for_any_more_is_not_done(own_fleet: Fleet, between: Between) -> None:
+    node = own_fleet.start(refresh_grace_seconds="1")
+    with node.browser() as browser:
+        client_id = browser.register()["client_id"]
+        tokens = browser.tokens(client_id)
+        tokens = tokens_of(browser.refresh(client_id, tokens.refresh))
+        code = browser.code(client_id)
+        flow = browser.consent(browser.authorize(client_id))
+        uses: list[Callable[[], httpx.Response]] = [
+            lambda: browser.refresh(client_id, tokens.refresh),
+            lambda: browser.exchange(client_id, code),
+            lambda: browser.sign_in(flow),
+        ]
+        for use in uses:
+            # Redis stops at the very moment, and does what it was asked when it goes on.
+            between.hold(between.questions, b"EVALSHA")
+            assert is_our_fault(use())
+            between.hold(between.questions, b"")
+            between.questions.set()
+            wait_for(lambda: redis_says(node) == "ok")
+        time.sleep(1.1)
+        assert browser.refresh(client_id, tokens.refresh).status_code == 200
+        assert browser.exchange(client_id, code).status_code == 200
+        assert "code=" in browser.sign_in(flow).headers["location"]
+
+
 # covers: fault-clocks
 @pytest.mark.parametrize("seconds", [-55, 55])
 def test_clocks_that_differ_by_less_than_a_minute(own_fleet: Fleet, seconds: int) -> None:

@@ -42,6 +42,10 @@ PIPELINED = 1000
 CLIENT_MARGIN_SECONDS = 7 * 86400
 # How long a write waits for a replica to have it, where there are replicas.
 REPLICA_MILLISECONDS = 100
+# What uses something up is done within this time or not at all: as long as anyone waits for it (a command and
+# its repetition, `connections`), so that what was answered with 503 is not done afterwards.
+COMMIT_MILLISECONDS = 2000
+IN_TIME = ("finish_flow", "finish_device", "redeem_code", "rotate_refresh")
 
 
 def digest(secret: str) -> str:
@@ -220,8 +224,11 @@ class Store:
         self._refresh_seconds = refresh_seconds
         self._grace_seconds = grace_seconds
         folder = resources.files(__package__) / "scripts"
+        in_time = (folder / "in_time.lua").read_text("utf-8")
         self._scripts = {
-            name: redis.register_script((folder / f"{name}.lua").read_text("utf-8"))
+            name: redis.register_script(
+                (in_time if name in IN_TIME else "") + (folder / f"{name}.lua").read_text("utf-8")
+            )
             for name in (
                 "finish_flow",
                 "finish_device",
@@ -238,6 +245,9 @@ class Store:
         self, script: str, keys: list[str], args: list[str | int], undo: Undo | None = None
     ) -> Any:
         known = self._scripts[script]
+        if script in IN_TIME:
+            seconds, microseconds = await self._do("TIME")
+            args = [*args, seconds * 1000 + microseconds // 1000 + COMMIT_MILLISECONDS]
         if not self._replicated:
             return await _answer(known(keys=keys, args=args))
         command = ("EVALSHA", known.sha, len(keys), *keys, *args)
