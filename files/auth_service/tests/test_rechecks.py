@@ -278,7 +278,7 @@ def files_of(redis: Path) -> bytes:
     return b"".join(path.read_bytes() for path in redis.rglob("*.aof"))
 
 
-# covers: access-schedule, no-secrets
+# covers: access-schedule, audit
 def test_nobody_who_reads_redis_or_the_log_can_ask(
     own_fleet: Fleet, upstream: OpenIDStandIn, ana: Signed
 ) -> None:
