@@ -93,6 +93,7 @@ CHILD_LIMITS = {
 LIMITS = {"cpu_quota": "200%", "child_memory_max": None, "child_tasks_max": 256, "child_cpu_quota": "100%"}
 
 SECRET_MIN, REDIS_PASSWORD_MIN = 8, 32
+RECHECK_SECONDS_MIN = 900
 
 
 def provider_names(providers: Mapping[str, Any]) -> list[str]:
@@ -285,6 +286,12 @@ class Inspector:
         self.check_providers(host, given)
         self.check_names(host, given)
         self.check_clients(host, given)
+        recheck = given.get("gatehouse_recheck_seconds")
+        if isinstance(recheck, int) and recheck != 0 and recheck < RECHECK_SECONDS_MIN:
+            self.problem(
+                f"gatehouse_recheck_seconds: {recheck} is too often; use at least {RECHECK_SECONDS_MIN}, or 0 for never",
+                host,
+            )
         password = given.get("gatehouse_redis_password")
         if password is not None and len(str(password)) < REDIS_PASSWORD_MIN:
             self.problem(

@@ -404,6 +404,7 @@ def fleet_in(folder: Path, redis: RedisServer | None = None) -> Iterator[Fleet]:
             {
                 "keyring.json": keyring("current", "next"),
                 "redis_password": redis.password,
+                "recheck_key": secrets.token_urlsafe(32),
                 "client_machine": "machine-secret",
                 "users.json": json.dumps(
                     {

@@ -35,7 +35,7 @@ class GitHubStandIn:
         self.outage = ""
         self.callback = ""
         self._codes: dict[str, dict[str, str]] = {}
-        self._tokens: dict[str, Person] = {}
+        self.tokens: dict[str, Person] = {}
         stand_in = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -71,7 +71,7 @@ class GitHubStandIn:
         if url.path == "/login/oauth/authorize":
             self.authorize(handler, query)
             return
-        person = self._tokens.get(handler.headers.get("Authorization", "").removeprefix("Bearer "))
+        person = self.tokens.get(handler.headers.get("Authorization", "").removeprefix("Bearer "))
         if self.outage == "api" or person is None:
             self.answer(handler, 502 if person is not None else 401, {"message": "no"})
             return
@@ -123,7 +123,7 @@ class GitHubStandIn:
             self.answer(handler, 200, {"error": "bad_verification_code"})
         else:
             token = f"gho_{secrets.token_hex(16)}"
-            self._tokens[token] = self.person
+            self.tokens[token] = self.person
             self.answer(
                 handler, 200, {"access_token": token, "token_type": "bearer", "scope": begun["scope"]}
             )

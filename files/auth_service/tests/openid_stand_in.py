@@ -37,6 +37,8 @@ class Lies:
     userinfo: dict[str, Any] = field(default_factory=dict)
     key: Key | None = None
     status: dict[str, int] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: str = ""
     slow: dict[str, float] = field(default_factory=dict)
     flood: str = ""
 
@@ -46,10 +48,14 @@ def said(honest: dict[str, Any], lies: dict[str, Any]) -> dict[str, Any]:
 
 
 class OpenIDStandIn:
-    """Runs on a loopback port; `person` is who is signed in there."""
+    """Runs on a loopback port; `person` is who is signed in there. With `offline` it offers offline access,
+    by refresh tokens (`refreshing`) that are good once if it `rotates` them."""
 
     def __init__(self) -> None:
         self.person: dict[str, Any] = {}
+        self.offline = False
+        self.rotates = False
+        self.refreshing: dict[str, str] = {}
         self.info: dict[str, Any] = {}
         self.lies = Lies()
         self.key: Key = RSAKey.generate_key(2048, {"kid": "first", "use": "sig"})
@@ -90,7 +96,7 @@ class OpenIDStandIn:
             status, content = 200, {"keys": public}
         elif name == "authorize":
             status, headers = 302, {"Location": self.authorize(values)}
-        elif name == "token":
+        elif name == "token" and name not in self.lies.status:
             status, content = self.token(values, handler.headers.get("Authorization", ""))
         elif name == "userinfo":
             assert handler.headers["Authorization"] == "Bearer upstream"
@@ -98,8 +104,10 @@ class OpenIDStandIn:
         body = json.dumps(content).encode()
         if self.lies.flood == name:
             body = b'"' + b"x" * 3_000_000
+        if self.lies.cut == name:
+            return
         handler.send_response(self.lies.status.get(name, status))
-        for header, value in {"Content-Type": "application/json", **headers}.items():
+        for header, value in {"Content-Type": "application/json", **headers, **self.lies.headers}.items():
             handler.send_header(header, value)
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
@@ -116,6 +124,7 @@ class OpenIDStandIn:
                 "jwks_uri": f"{base}/keys",
                 "id_token_signing_alg_values_supported": ["RS256", "ES256", "HS256", "none"],
                 "authorization_response_iss_parameter_supported": True,
+                **({"scopes_supported": ["openid", "offline_access"]} if self.offline else {}),
             },
             self.lies.discovery,
         )
@@ -138,6 +147,13 @@ class OpenIDStandIn:
             given = unquote_plus(name), unquote_plus(secret)
         if given != (CLIENT_ID, CLIENT_SECRET):
             return 401, {"error": "invalid_client"}
+        if form["grant_type"] == "refresh_token":
+            subject = self.refreshing.get(form["refresh_token"])
+            if subject is None:
+                return 400, {"error": "invalid_grant"}
+            if self.rotates:
+                del self.refreshing[form["refresh_token"]]
+            return 200, self.tokens({**self.person, "sub": subject}, refresh=self.rotates)
         begun = self._codes.pop(form.get("code", ""), None)
         if (
             begun is None
@@ -145,6 +161,10 @@ class OpenIDStandIn:
             or begun["code_challenge"] != digest(form["code_verifier"])
         ):
             return 400, {"error": "invalid_grant"}
+        refresh = "offline_access" in begun["scope"].split()
+        return 200, self.tokens({**self.person, "nonce": begun["nonce"]}, refresh=refresh)
+
+    def tokens(self, person: dict[str, Any], *, refresh: bool) -> dict[str, Any]:
         now = int(time.time())
         claims = said(
             {
@@ -152,8 +172,7 @@ class OpenIDStandIn:
                 "aud": CLIENT_ID,
                 "iat": now,
                 "exp": now + 60,
-                "nonce": begun["nonce"],
-                **self.person,
+                **person,
             },
             self.lies.claims,
         )
@@ -165,4 +184,8 @@ class OpenIDStandIn:
             token = ".".join(urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts) + "."
         else:
             token = jwt.encode(header, claims, key, algorithms=[header["alg"]])
-        return 200, said({"id_token": token, "access_token": "upstream"}, self.lies.tokens)
+        honest = {"id_token": token, "access_token": "upstream"}
+        if refresh:
+            honest["refresh_token"] = f"upstream-{secrets.token_hex(20)}"
+            self.refreshing[honest["refresh_token"]] = person["sub"]
+        return said(honest, self.lies.tokens)

@@ -49,6 +49,8 @@ def test_a_good_configuration(configured: Path) -> None:
         ("GATEHOUSE_REDIS_URL", f"http://{SECRET}:6379/0"),
         ("GATEHOUSE_REDIS_URL", f"redis+sentinel://auth@{SECRET}:1,b:1,c:1"),
         ("GATEHOUSE_ACCESS_TOKEN_SECONDS", SECRET),
+        ("GATEHOUSE_RECHECK_SECONDS", SECRET),
+        ("GATEHOUSE_RECHECK_SECONDS", "60"),
     ],
 )
 def test_a_wrong_variable_is_named(
@@ -116,6 +118,21 @@ def test_a_wrong_credential_is_named(configured: Path, credential: str, value: s
         load_secrets(load(Settings))
     assert credential in str(caught.value)
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(("seconds", "needed"), [("3600", True), ("0", False)])
+def test_a_key_is_needed_where_providers_are_asked_again(
+    configured: Path, monkeypatch: pytest.MonkeyPatch, seconds: str, needed: bool
+) -> None:
+    monkeypatch.setenv("GATEHOUSE_PROVIDERS", json.dumps({"github": {"client_id": "x"}, "local": {}}))
+    monkeypatch.setenv("GATEHOUSE_RECHECK_SECONDS", seconds)
+    (configured / "github_client_secret").write_text("x")
+    (configured / "recheck_key").unlink()
+    if needed:
+        with pytest.raises(ConfigurationError, match="recheck_key"):
+            load_secrets(load(Settings))
+    else:
+        assert load_secrets(load(Settings)).recheck_key == ""
 
 
 def test_all_problems_are_told_at_once_with_status_78(fleet: Fleet) -> None:

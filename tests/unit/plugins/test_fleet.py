@@ -218,6 +218,7 @@ def test_what_an_entry_brings_and_what_the_operator_adds() -> None:
             "64 hexadecimal digits",
         ),
         ({"gatehouse_traefik_source": "file"}, "gatehouse_traefik_file: gatehouse_traefik_source is file", "name one"),
+        ({"gatehouse_recheck_seconds": 60}, "gatehouse_recheck_seconds: 60 is too often", "at least 900, or 0"),
         ({"gatehouse_redis_password": "short"}, "gatehouse_redis_password: is too short", "at least 32"),
         ({"gatehouse_providers": {}}, "gatehouse_providers: nobody could sign in", "configure"),
         ({"gatehouse_providers": {"github": {"client_id": "x"}}}, "gatehouse_github_client_secret: is missing", "set"),

@@ -89,7 +89,9 @@ def create_app(context: Context) -> "Front":
 async def _lifespan(context: Context, internal: Internal) -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, _reload, context, internal)
+    rechecks = asyncio.create_task(context.rechecks.run(context))
     tasks = [
+        rechecks,
         asyncio.create_task(context.redis.run()),
         asyncio.create_task(context.findings.stream.run()),
         asyncio.create_task(context.decisions.run(context.store)),
@@ -100,6 +102,7 @@ async def _lifespan(context: Context, internal: Internal) -> AsyncIterator[None]
         yield
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
+        await context.rechecks.stop(rechecks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -27,6 +27,7 @@ from gatehouse_auth.identity.oidc import OpenID
 from gatehouse_auth.keyring import Keyring
 from gatehouse_auth.limits import Limiter, Rate, address_key
 from gatehouse_auth.pages import Pages
+from gatehouse_auth.rechecks import Rechecks
 from gatehouse_auth.settings import MACHINES, Secrets, Settings
 from gatehouse_auth.store import Store
 from gatehouse_auth.uses import Uses
@@ -67,6 +68,7 @@ class Context:
     http: httpx.AsyncClient
     decisions: Decisions
     uses: Uses
+    rechecks: Rechecks
     redis: Connections
 
     @property
@@ -148,7 +150,12 @@ def build(settings: Settings, secrets: Secrets, log: Log) -> Context:
         )
     for name, provider in providers.oidc.items():
         redirect[name] = OpenID(
-            name, provider, secrets.oidc_client_secrets[name], _callback(settings, name), http
+            name,
+            provider,
+            secrets.oidc_client_secrets[name],
+            _callback(settings, name),
+            http,
+            offline=settings.rechecks,
         )
     for upstream in redirect.values():
         upstream.follow(_followed(settings))
@@ -173,6 +180,9 @@ def build(settings: Settings, secrets: Secrets, log: Log) -> Context:
         http=http,
         decisions=decisions,
         uses=Uses(),
+        rechecks=Rechecks(
+            store, redirect, log, secrets.recheck_key, settings.recheck_seconds if settings.rechecks else 0
+        ),
         redis=redis,
     )
 

@@ -23,6 +23,7 @@ SHOWN = (
     "revocation",
     "signin",
     "token",
+    "withdrawn",
 )
 EVERY_SECONDS = 1.0
 AT_ONCE = 50

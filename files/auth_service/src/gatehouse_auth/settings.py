@@ -34,6 +34,8 @@ SCOPE_TOKEN = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+\Z")
 
 # The subject of the health probe's tokens; no person may have this name.
 PROBE = "gatehouse-probe"
+# Providers are not asked about a person sooner than this after the sign-in: by then it has come to something.
+RECHECK_SECONDS_LEAST = 900
 # The provider of those who are no people.
 MACHINES = "client"
 
@@ -161,14 +163,17 @@ class OpenIDProvider(_Model):
     title: str = ""
     issuer: Annotated[str, AfterValidator(_issuer_url)]
     client_id: str = Field(min_length=1)
-    scopes: tuple[str, ...] = ("openid", "profile", "email")
+    # None named: openid, profile and email, and offline_access where the provider has it and it is of use.
+    scopes: tuple[str, ...] = ()
     groups_claim: str = "groups"
     trust_emails: bool = False
     assertions: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if "openid" not in self.scopes or not all(SCOPE_TOKEN.match(scope) for scope in self.scopes):
+        if self.scopes and not (
+            "openid" in self.scopes and all(SCOPE_TOKEN.match(scope) for scope in self.scopes)
+        ):
             raise ValueError("scopes: must be scope tokens, openid among them")
         return self
 
@@ -273,6 +278,8 @@ class Settings(BaseSettings):
     drain_seconds: DrainSeconds = 20
     refresh_grace_seconds: int = Field(default=30, ge=0, le=300)
     redis_grace_seconds: int = Field(default=300, ge=0, le=3600)
+    # How often people's providers are asked about them again; 0: never, and nothing is kept to do so.
+    recheck_seconds: int = Field(default=3600, ge=0)
     client_documents: bool = False
     # The service of a sign-in that names none: clients of the MCP of 2025-03-26 do not.
     default_resource: str = ""
@@ -286,6 +293,8 @@ class Settings(BaseSettings):
         identifiers = [resource.resource for resource in self.resources.values()]
         if len(set(identifiers)) != len(identifiers):
             raise ValueError("resources: two services have the same resource")
+        if 0 < self.recheck_seconds < RECHECK_SECONDS_LEAST:
+            raise ValueError(f"recheck_seconds: has to be 0 or at least {RECHECK_SECONDS_LEAST}")
         if self.default_resource and self.default_resource not in self.resources:
             raise ValueError("default_resource: has to be one of the services in resources")
         if self.operators.everyone or self.operators.clients:
@@ -297,6 +306,11 @@ class Settings(BaseSettings):
             except ValueError as error:
                 raise ValueError(f"allow: {error}") from None
         return self
+
+    @property
+    def rechecks(self) -> bool:
+        """Whether there is anybody whose provider may be asked about them again."""
+        return self.recheck_seconds > 0 and (self.providers.github is not None or bool(self.providers.oidc))
 
     def title(self, service: str) -> str:
         """What people call a service."""
@@ -335,6 +349,7 @@ class Secrets:
     keyring: Keyring
     redis_password: str = field(repr=False)
     redis_authority: str = field(repr=False)
+    recheck_key: str = field(repr=False)
     github_client_secret: str = field(repr=False)
     oidc_client_secrets: dict[str, str] = field(repr=False)
     users: dict[str, LocalUser] = field(repr=False)
@@ -364,6 +379,7 @@ def load_secrets(settings: Settings) -> Secrets:
         keyring=credentials.keyring(),
         redis_password=credentials.text("redis_password"),
         redis_authority=credentials.authority("redis_ca.pem"),
+        recheck_key=credentials.text("recheck_key") if settings.rechecks else "",
         github_client_secret=credentials.text("github_client_secret") if settings.providers.github else "",
         oidc_client_secrets={
             name: credentials.text(f"oidc_{name}_client_secret") for name in settings.providers.oidc

@@ -24,6 +24,8 @@ REVOCATIONS = "gh:revocations"
 CODE_SECONDS = 60
 FLOW_SECONDS = 600
 DEVICE_SECONDS = 600
+# How long a node may take to ask about a person. If it has died, another one does it then.
+LEASE_SECONDS = 180
 # How often a device may ask (RFC 8628 section 3.2), less a moment for the network.
 POLL_SECONDS = 5
 POLL_MILLISECONDS = 4500
@@ -176,6 +178,19 @@ class Family:
 
 
 @dataclass(frozen=True, slots=True)
+class Due:
+    """Somebody whose provider is to be asked about them, taken up under a mark. `doubtful`: an earlier
+    attempt may have used up the credential and not have heard of its successor."""
+
+    name: str
+    mark: str
+    user: str
+    credential: str
+    failures: int
+    doubtful: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Undo:
     """The script that undoes a write. After its arguments comes what the keys of `before` (strings, or
     nothing) held, and for how long."""
@@ -238,6 +253,11 @@ class Store:
                 "register_client",
                 "undo",
                 "forgive_rotation",
+                "identify",
+                "save_upstream",
+                "take_upstream",
+                "settle_upstream",
+                "forget_upstream",
             )
         }
 
@@ -582,6 +602,48 @@ class Store:
             Undo("forgive_rotation", (f"gh:family:{family.family}",), (presented, successor)),
         )
         return outcome, held
+
+    async def identify(self, family: Family, identity: Identity) -> None:
+        """Note who the person of a grant is now, if it has not ended."""
+        await self._run("identify", [f"gh:family:{family.family}"], [json.dumps(identity.as_dict())])
+
+    # People whom their providers are asked about again
+
+    async def save_upstream(self, user: str, credential: str, seconds: int) -> None:
+        """Keep what a provider gave to ask again with, and do so in so many seconds."""
+        name = digest(user)
+        keys = [f"gh:upstream:{name}", "gh:due"]
+        await self._run("save_upstream", keys, [name, user, credential, seconds, self._refresh_seconds])
+
+    async def take_upstream(self, mark: str) -> Due | None:
+        """Take up somebody whose time has come, under a mark of one's own; for the lease nobody else does."""
+        taken = await self._run("take_upstream", ["gh:due", f"gh:taken:{mark}"], [mark, LEASE_SECONDS])
+        if not taken:
+            return None
+        name, user, credential, failures, doubt = taken
+        return Due(name, mark, user, credential, int(failures), doubt == "1")
+
+    async def keep_upstream(self, due: Due, credential: str) -> None:
+        """Keep the credential that has replaced another, unless the person has signed in anew meanwhile."""
+        await self._settle(due, credential, "", "", "")
+
+    async def settle_upstream(self, due: Due, seconds: int, failures: int, *, doubtful: bool) -> None:
+        """Be done with somebody, and ask again in so many seconds."""
+        await self._settle(due, "", seconds, failures, "1" if doubtful else "")
+
+    async def _settle(
+        self, due: Due, credential: str, seconds: int | str, failures: int | str, doubt: str
+    ) -> None:
+        keys = [f"gh:upstream:{due.name}", "gh:due"]
+        await self._run(
+            "settle_upstream",
+            keys,
+            [due.mark, due.name, credential, seconds, failures, doubt, self._refresh_seconds],
+        )
+
+    async def forget_upstream(self, due: Due) -> None:
+        """Forget what somebody was asked about with, unless the person has signed in anew meanwhile."""
+        await self._run("forget_upstream", [f"gh:upstream:{due.name}", "gh:due"], [due.mark, due.name])
 
     # Revocation
 

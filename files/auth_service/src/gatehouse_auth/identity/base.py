@@ -1,13 +1,15 @@
 """The identity that providers vouch for, and what a provider is."""
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, Self
 
 from gatehouse_auth.settings import MACHINES, AllowList, Providers
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
+# Why a person's access ends whom the provider no longer vouches for.
+WITHDREW = "provider_withdrew"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,14 @@ class Identity:
         return self.user
 
 
+@dataclass(frozen=True, slots=True)
+class Vouched:
+    """A provider's word for a person, with what it can be asked again; '' where it gives nothing for that."""
+
+    identity: Identity
+    credential: str = field(default="", repr=False)
+
+
 class SignInDenied(Exception):  # noqa: N818 - it is an answer
     """The provider, or the person, said no; `reason` is fit to be shown to the client."""
 
@@ -48,7 +58,16 @@ class SignInDenied(Exception):  # noqa: N818 - it is an answer
 
 
 class ProviderUnavailable(Exception):  # noqa: N818 - it is an answer
-    """The provider cannot be asked right now."""
+    """The provider cannot be asked right now.
+
+    `wait` is how many seconds it wants to be left alone. `spent`: what it was asked with may be used up all
+    the same, since how far it came is not known.
+    """
+
+    def __init__(self, reason: str, wait: int = 0, *, spent: bool = False) -> None:
+        super().__init__(reason)
+        self.wait = wait
+        self.spent = spent
 
 
 class Provider(Protocol):
@@ -68,7 +87,11 @@ class PasswordProvider(Provider, Protocol):
 
 
 class RedirectProvider(Provider, Protocol):
-    """A provider that the browser is sent to."""
+    """A provider that the browser is sent to. `realm` is whose credentials these are and for which client:
+    with another one they mean nothing. `replaces`: a credential may be good for one time only."""
+
+    realm: str
+    replaces: bool
 
     async def authorization_url(self, state: str, verifier: str) -> str:
         """Where to send the browser. `verifier` is the PKCE secret (RFC 7636) that `finish` will need.
@@ -83,11 +106,26 @@ class RedirectProvider(Provider, Protocol):
     async def sign_out_url(self) -> str:
         """Where a person can sign out of the provider itself; '' where there is no such page."""
 
-    async def finish(self, answer: Mapping[str, str], verifier: str) -> Identity:
-        """Trade the provider's authorization response for an identity.
+    async def finish(self, answer: Mapping[str, str], verifier: str) -> Vouched:
+        """Trade the provider's authorization response for its word.
 
         Raises:
             SignInDenied: the provider does not vouch for this person.
+            ProviderUnavailable: it could not be asked.
+        """
+
+    async def again(
+        self, known: Identity, credential: str, keep: Callable[[str], Awaitable[None]]
+    ) -> Identity:
+        """Ask about somebody who signed in earlier.
+
+        Args:
+            known: who they were when last asked.
+            credential: of `finish`, or what was last kept.
+            keep: takes the credential that replaces it, before anything else is done.
+
+        Raises:
+            SignInDenied: the provider no longer vouches for this person.
             ProviderUnavailable: it could not be asked.
         """
 
@@ -101,9 +139,17 @@ def code_of(answer: Mapping[str, str]) -> str:
     """
     if answer.get("error") in ("server_error", "temporarily_unavailable"):
         raise ProviderUnavailable(answer["error"])
+    if answer.get("error") == "invalid_scope":
+        raise SignInDenied("it does not give Gatehouse the scopes that were asked for")
     if not answer.get("code") or "error" in answer:
         raise SignInDenied("the sign-in was cancelled")
     return answer["code"]
+
+
+def wait_of(headers: Mapping[str, str]) -> int:
+    """The seconds of a `Retry-After` (RFC 9110 section 10.2.3), 0 without one; a date counts as none."""
+    value = headers.get("retry-after", "")
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 9 else 0
 
 
 # The allow-list of the operators' page; no service can have this name.

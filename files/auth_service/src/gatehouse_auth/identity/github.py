@@ -1,19 +1,29 @@
-"""GitHub as identity provider: an OAuth App, asked once at sign-in.
+"""GitHub as identity provider: an OAuth App, asked at sign-in and, where that is wanted, again on a
+schedule.
 
-It gives no refresh token, so nothing here outlives the sign-in: the token is used for four questions and
-dropped. Groups are `github:<org>` and `github:<org>/<team>`, and only those that the configuration names:
-what else a person belongs to is none of the gateway's business.
+It gives no refresh token, so ours never depends on one: it is asked again with the token of the sign-in,
+which does not expire. Groups are `github:<org>` and `github:<org>/<team>`, and only those that the
+configuration names: what else a person belongs to is none of the gateway's business.
 """
 
 import hashlib
 from base64 import urlsafe_b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
 import httpx
 
-from gatehouse_auth.identity.base import CONTROL, Identity, ProviderUnavailable, SignInDenied, code_of
+from gatehouse_auth.identity.base import (
+    CONTROL,
+    WITHDREW,
+    Identity,
+    ProviderUnavailable,
+    SignInDenied,
+    Vouched,
+    code_of,
+    wait_of,
+)
 from gatehouse_auth.settings import GitHubProvider
 
 PAGE = 100
@@ -31,6 +41,8 @@ class GitHub:
         http: httpx.AsyncClient,
     ) -> None:
         self.title = settings.title
+        self.replaces = False
+        self.realm = f"{settings.api_url} {settings.client_id}"
         self._settings = settings
         self._secret = secret
         self._callback = callback
@@ -61,7 +73,7 @@ class GitHub:
         """GitHub's own page for it."""
         return f"{self._settings.base_url}/logout"
 
-    async def finish(self, answer: Mapping[str, str], verifier: str) -> Identity:
+    async def finish(self, answer: Mapping[str, str], verifier: str) -> Vouched:
         """Who GitHub says this is.
 
         Raises:
@@ -71,10 +83,40 @@ class GitHub:
         code = code_of(answer)
         try:
             token = await self._token(code, verifier)
+        except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ProviderUnavailable(type(error).__name__) from error
+        return Vouched(await self._identity(token), token)
+
+    async def again(
+        self, known: Identity, credential: str, keep: Callable[[str], Awaitable[None]]
+    ) -> Identity:
+        """Who GitHub says this is now.
+
+        Raises:
+            SignInDenied: GitHub does not take the token any more, the person has left the required
+                organisations, or has another login: the old one may become somebody else's.
+            ProviderUnavailable: GitHub does not answer, or not as GitHub does.
+        """
+        try:
+            identity = await self._identity(credential)
+        except ProviderUnavailable as error:
+            cause = error.__cause__
+            if isinstance(cause, httpx.HTTPStatusError) and cause.response.status_code == 401:
+                raise SignInDenied(WITHDREW) from None
+            raise
+        if identity.user != known.user:
+            raise SignInDenied("the login has changed")
+        return identity
+
+    async def _identity(self, token: str) -> Identity:
+        try:
             person = await self._get("/user", token)
             login = str(person["login"]).lower()
             groups = await self._memberships(token) if self._groups else frozenset()
             email = await self._email(token)
+        except httpx.HTTPStatusError as error:
+            answer = error.response
+            raise ProviderUnavailable(f"status {answer.status_code}", wait_of(answer.headers)) from error
         except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ProviderUnavailable(type(error).__name__) from error
         if self._required and self._required.isdisjoint(groups):
@@ -88,7 +130,7 @@ class GitHub:
         )
 
     def current(self, identity: Identity) -> Identity | None:
-        """What was true at sign-in: an OAuth App leaves no way to ask again without keeping its token."""
+        """What was true when last asked."""
         return identity
 
     async def _token(self, code: str, verifier: str) -> str:

@@ -1,9 +1,10 @@
-"""Any OpenID provider, found by discovery (OpenID Connect Core 1.0 and Discovery 1.0), asked once at sign-in.
+"""Any OpenID provider, found by discovery (OpenID Connect Core 1.0 and Discovery 1.0), asked at sign-in
+and, where it gives offline access, again on a schedule.
 
-Nothing that the provider gives outlives the sign-in. A person is `<provider>:<sub>`, since nothing else that
-a provider says of a person stays the same; groups are `<provider>:<group>`, and only those that an allow-list
-names leave this service. The provider is trusted for who people are, not for being well: its answers are
-bounded in size and time, and one that makes no sense is an outage.
+Of what the provider gives only the refresh token outlives the sign-in. A person is `<provider>:<sub>`,
+since nothing else that a provider says of a person stays the same; groups are `<provider>:<group>`, and
+only those that an allow-list names leave this service. The provider is trusted for who people are, not for
+being well: its answers are bounded in size and time, and one that makes no sense is an outage.
 """
 
 import asyncio
@@ -23,7 +24,16 @@ from joserfc import jws, jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import Key
 
-from gatehouse_auth.identity.base import CONTROL, Identity, ProviderUnavailable, SignInDenied, code_of
+from gatehouse_auth.identity.base import (
+    CONTROL,
+    WITHDREW,
+    Identity,
+    ProviderUnavailable,
+    SignInDenied,
+    Vouched,
+    code_of,
+    wait_of,
+)
 from gatehouse_auth.oauth.keys import ALGORITHMS, matching, public_keys
 from gatehouse_auth.settings import OpenIDProvider
 
@@ -37,6 +47,10 @@ PAUSE_SECONDS = 5.0
 SUBJECT = re.compile(r"[\x21-\x7e]{1,255}\Z")
 GROUPS = 1000
 TEXT = 256
+SCOPES = ("openid", "profile", "email")
+OFFLINE = "offline_access"
+# Trouble in which no request can have reached the provider.
+NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 T = TypeVar("T")
 
 
@@ -52,15 +66,27 @@ class Description:
     basic: bool
     algorithms: tuple[str, ...]
     names_issuer: bool
+    scopes: tuple[str, ...]
 
 
 class OpenID:
     """The authorization code flow, and who the person is."""
 
     def __init__(
-        self, name: str, settings: OpenIDProvider, secret: str, callback: str, http: httpx.AsyncClient
+        self,
+        name: str,
+        settings: OpenIDProvider,
+        secret: str,
+        callback: str,
+        http: httpx.AsyncClient,
+        *,
+        offline: bool = False,
     ) -> None:
+        """With `offline`, offline access is asked for where the provider has it."""
         self.title = settings.title or urlsplit(settings.issuer).netloc
+        self.realm = f"{settings.issuer} {settings.client_id}"
+        self.replaces = True
+        self._offline = offline
         self._name = name
         self._settings = settings
         self._secret = secret
@@ -94,17 +120,18 @@ class OpenID:
         self._followed = frozenset(groups)
 
     def current(self, identity: Identity) -> Identity | None:
-        """What was true at sign-in, with the groups that count now."""
+        """What was true when last asked, with the groups that count now."""
         return replace(identity, groups=tuple(group for group in identity.groups if group in self._followed))
 
     async def authorization_url(self, state: str, verifier: str) -> str:
         """The provider's authorization endpoint with our request (Core section 3.1.2.1, RFC 7636)."""
-        endpoint = (await self._description.get()).authorization_endpoint
+        description = await self._description.get()
+        endpoint = description.authorization_endpoint
         query = {
             "response_type": "code",
             "client_id": self._settings.client_id,
             "redirect_uri": self._callback,
-            "scope": " ".join(self._settings.scopes),
+            "scope": " ".join(description.scopes),
             "state": state,
             "nonce": _nonce(verifier),
             "code_challenge": _digest(verifier),
@@ -121,7 +148,7 @@ class OpenID:
         query = urlencode({"client_id": self._settings.client_id})
         return f"{endpoint}{'&' if '?' in endpoint else '?'}{query}" if endpoint else ""
 
-    async def finish(self, answer: Mapping[str, str], verifier: str) -> Identity:
+    async def finish(self, answer: Mapping[str, str], verifier: str) -> Vouched:
         """Who the provider says this is.
 
         Raises:
@@ -133,13 +160,64 @@ class OpenID:
         issuer = answer.get("iss")
         if issuer != self._settings.issuer and (issuer is not None or description.names_issuer):
             raise SignInDenied("the answer came from somewhere else")
-        tokens = await self._tokens(description, code_of(answer), verifier)
-        claims = await self._id_token(tokens, verifier)
+        form = {
+            "grant_type": "authorization_code",
+            "code": code_of(answer),
+            "redirect_uri": self._callback,
+            "code_verifier": verifier,
+        }
+        tokens = await self._tokens(description, form, "the sign-in expired")
+        claims = await self._id_token(tokens, _nonce(verifier))
+        refresh = tokens.get("refresh_token")
+        # Without offline access a refresh token ends with the person's session at the provider, which says
+        # nothing about their access here (Core section 11).
+        kept = self._offline and OFFLINE in description.scopes and isinstance(refresh, str)
+        identity = self.identity(await self._completed(description, tokens, claims))
+        return Vouched(identity, str(refresh) if kept else "")
+
+    async def again(
+        self, known: Identity, credential: str, keep: Callable[[str], Awaitable[None]]
+    ) -> Identity:
+        """Who the provider says this is now (Core section 12), by its refresh token.
+
+        Raises:
+            SignInDenied: the refresh token is no longer good.
+            ProviderUnavailable: the provider does not answer, or says what no provider of OpenID says.
+        """
+        description = await self._description.get()
+        form = {"grant_type": "refresh_token", "refresh_token": credential}
+        tokens = await self._tokens(description, form, WITHDREW)
+        successor = tokens.get("refresh_token")
+        if isinstance(successor, str) and successor not in ("", credential):
+            await keep(successor)
+        claims: dict[str, Any] = {"sub": known.user.removeprefix(f"{self._name}:")}
+        whole = "id_token" in tokens
+        if whole:
+            subject = claims["sub"]
+            claims = await self._id_token(tokens)
+            if claims.get("sub") != subject:
+                raise ProviderUnavailable("id_token: sub")
+        claims = await self._completed(description, tokens, claims)
+        identity = self.identity(claims)
+        if whole:
+            return identity
+        # What only an ID token tells, and none came (Core section 12.2), is as it was.
+        return replace(
+            identity,
+            name=identity.name if "name" in claims else known.name,
+            email=identity.email if "email" in claims else known.email,
+            groups=identity.groups if self._settings.groups_claim in claims else known.groups,
+        )
+
+    async def _completed(
+        self, description: Description, tokens: Mapping[str, Any], claims: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The claims, with what the userinfo endpoint knows besides."""
         wanted = {"name", "email", self._settings.groups_claim}
         access_token = tokens.get("access_token")
         if not wanted <= claims.keys() and description.userinfo_endpoint and isinstance(access_token, str):
-            claims = {**await self._userinfo(description, access_token, claims["sub"]), **claims}
-        return self.identity(claims)
+            return {**await self._userinfo(description, access_token, claims["sub"]), **claims}
+        return claims
 
     def identity(self, claims: Mapping[str, Any]) -> Identity:
         """The person whom the provider's verified claims are about.
@@ -164,29 +242,28 @@ class OpenID:
             tuple(f"{self._name}:{group}" for group in named),
         )
 
-    async def _tokens(self, description: Description, code: str, verifier: str) -> dict[str, Any]:
-        """The token response (Core section 3.1.3)."""
-        form = {
-            "grant_type": "authorization_code",
-            "code": code,
-            "redirect_uri": self._callback,
-            "code_verifier": verifier,
-        }
+    async def _tokens(self, description: Description, form: dict[str, str], refusal: str) -> dict[str, Any]:
+        """The token response (Core sections 3.1.3 and 12); `refusal` says what `invalid_grant` means."""
         basic = None
         if description.basic:
             # Both parts are form-encoded first (RFC 6749 section 2.3.1).
             basic = httpx.BasicAuth(quote_plus(self._settings.client_id), quote_plus(self._secret))
         else:
             form |= {"client_id": self._settings.client_id, "client_secret": self._secret}
-        status, tokens = await self._ask("POST", description.token_endpoint, data=form, auth=basic)
+        try:
+            status, tokens, wait = await self._ask("POST", description.token_endpoint, data=form, auth=basic)
+        except ProviderUnavailable as error:
+            sent = not isinstance(error.__cause__, NOT_SENT)
+            raise ProviderUnavailable(str(error), spent=sent) from error
         if status == 400 and tokens.get("error") == "invalid_grant":
-            raise SignInDenied("the sign-in expired")
-        if status != 200:
-            raise ProviderUnavailable(f"token endpoint: {status}")
+            raise SignInDenied(refusal)
+        if status != 200 or not tokens:
+            refused = 400 <= status < 500 or status == 503
+            raise ProviderUnavailable(f"token endpoint: {status}", wait, spent=not refused)
         return tokens
 
-    async def _id_token(self, tokens: Mapping[str, Any], verifier: str) -> dict[str, Any]:
-        """The ID token's claims, once everything about it is right (Core section 3.1.3.7)."""
+    async def _id_token(self, tokens: Mapping[str, Any], nonce: str | None = None) -> dict[str, Any]:
+        """The ID token's claims, once everything about it is right (Core sections 3.1.3.7 and 12.2)."""
         token = tokens.get("id_token")
         if not isinstance(token, str):
             raise ProviderUnavailable("id_token: missing")
@@ -204,7 +281,7 @@ class OpenID:
                     "aud": {"essential": True, "value": self._settings.client_id},
                 },
                 {
-                    "nonce": _nonce(verifier),
+                    "nonce": nonce,
                     "client_id": self._settings.client_id,
                     "access_token": tokens.get("access_token"),
                 },
@@ -221,17 +298,17 @@ class OpenID:
 
     async def _userinfo(self, description: Description, access_token: str, subject: str) -> dict[str, Any]:
         """What the ID token left out (Core section 5.3)."""
-        status, claims = await self._ask(
+        status, claims, wait = await self._ask(
             "GET", description.userinfo_endpoint, headers={"Authorization": f"Bearer {access_token}"}
         )
         if status != 200 or claims.get("sub") != subject:
-            raise ProviderUnavailable(f"userinfo endpoint: {status}")
+            raise ProviderUnavailable(f"userinfo endpoint: {status}", wait)
         return claims
 
     async def _describe(self) -> Description:
         """Discovery (Discovery section 4)."""
         issuer = self._settings.issuer
-        status, found = await self._ask("GET", f"{issuer.rstrip('/')}/.well-known/openid-configuration")
+        status, found, _ = await self._ask("GET", f"{issuer.rstrip('/')}/.well-known/openid-configuration")
         if status != 200 or found.get("issuer") != issuer:
             raise ProviderUnavailable("discovery: not this issuer's")
         supported = found.get("id_token_signing_alg_values_supported")
@@ -239,6 +316,8 @@ class OpenID:
         methods = found.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
         if not isinstance(methods, list) or not {"client_secret_basic", "client_secret_post"} & {*methods}:
             raise ProviderUnavailable("discovery: token_endpoint_auth_methods_supported")
+        offered = found.get("scopes_supported")
+        offers_more = self._offline and isinstance(offered, list) and OFFLINE in offered
         return Description(
             authorization_endpoint=self._endpoint(found, "authorization_endpoint"),
             token_endpoint=self._endpoint(found, "token_endpoint"),
@@ -248,6 +327,7 @@ class OpenID:
             basic="client_secret_basic" in methods,
             algorithms=algorithms or ("RS256",),
             names_issuer=found.get("authorization_response_iss_parameter_supported") is True,
+            scopes=self._settings.scopes or (*SCOPES, *((OFFLINE,) if offers_more else ())),
         )
 
     def _endpoint(self, found: Mapping[str, Any], name: str, *, optional: bool = False) -> str:
@@ -263,7 +343,7 @@ class OpenID:
         return url
 
     async def _fetch_keys(self) -> list[Key]:
-        status, found = await self._ask("GET", (await self._description.get()).jwks_uri)
+        status, found, _ = await self._ask("GET", (await self._description.get()).jwks_uri)
         if status != 200:
             raise ProviderUnavailable("jwks")
         try:
@@ -271,8 +351,8 @@ class OpenID:
         except ValueError:
             raise ProviderUnavailable("jwks") from None
 
-    async def _ask(self, method: str, url: str, **request: Any) -> tuple[int, dict[str, Any]]:
-        """A JSON answer, whatever its status; an answer that is none counts as empty.
+    async def _ask(self, method: str, url: str, **request: Any) -> tuple[int, dict[str, Any], int]:
+        """A JSON answer, whatever its status, and how long to wait; an answer that is none counts as empty.
 
         Raises:
             ProviderUnavailable: no answer in time, or more of it than can be.
@@ -293,7 +373,7 @@ class OpenID:
             raise ProviderUnavailable(type(error).__name__) from error
         except (ValueError, RecursionError):
             content = None
-        return response.status_code, content if isinstance(content, dict) else {}
+        return response.status_code, content if isinstance(content, dict) else {}, wait_of(response.headers)
 
 
 class _Kept(Generic[T]):

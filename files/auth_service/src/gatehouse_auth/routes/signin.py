@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from gatehouse_auth.context import Context, client_address, context_of
-from gatehouse_auth.identity.base import Identity, ProviderUnavailable, SignInDenied
+from gatehouse_auth.identity.base import ProviderUnavailable, SignInDenied, Vouched
 from gatehouse_auth.oauth.server import Transaction, new_secret
 from gatehouse_auth.routes import account
 from gatehouse_auth.routes.flows import (
@@ -87,7 +87,7 @@ async def check_password(request: Request, provider: str) -> Response:
         return _form(context, provider, flow_id, flow, csrf, username, WRONG, 401)
     for name, key in attempts.items():
         context.limits[name].give_back(key)
-    return await _finish(context, flow_id, flow, identity)
+    return await _finish(context, flow_id, flow, Vouched(identity))
 
 
 @router.get("/signin/{provider}/callback")
@@ -109,7 +109,7 @@ async def callback(request: Request, provider: str) -> Response:
     if not await context.store.update_flow(flow_id, replace(flow, upstream_state="")):
         expired()
     try:
-        identity = await upstream.finish(request.query_params, flow.upstream_verifier)
+        vouched = await upstream.finish(request.query_params, flow.upstream_verifier)
     except SignInDenied as error:
         context.log.event(
             "signin", outcome="deny", provider=provider, client=flow.client_id, reason=error.reason
@@ -117,7 +117,7 @@ async def callback(request: Request, provider: str) -> Response:
         return await refuse(context, flow_id, flow, AccessDeniedError(f"{upstream.title}: {error.reason}."))
     except ProviderUnavailable as error:
         return await _unavailable(context, flow_id, flow, provider, error)
-    return await _finish(context, flow_id, flow, identity)
+    return await _finish(context, flow_id, flow, vouched)
 
 
 async def _unavailable(
@@ -156,9 +156,10 @@ def _form(
     )
 
 
-async def _finish(context: Context, flow_id: str, flow: Flow, identity: Identity) -> Response:
+async def _finish(context: Context, flow_id: str, flow: Flow, vouched: Vouched) -> Response:
     """A person is known: give the client its code, or say that they may not. Without a client it is the
     person who wants to see their account."""
+    identity = vouched.identity
     if not flow.service:
         return await account.begin(context, flow_id, identity)
     record = {"user": identity.user, "client": flow.client_id, "service": flow.service}
@@ -167,6 +168,7 @@ async def _finish(context: Context, flow_id: str, flow: Flow, identity: Identity
         context.log.event("signin", outcome="deny", reason="not_allowed", **record)
         denied = AccessDeniedError("You are signed in, but may not use this service. Ask its operator.")
         return await refuse(context, flow_id, flow, denied)
+    await context.rechecks.begin(vouched)
     grant = Grant(
         client_id=flow.client_id,
         client_name=flow.client_name,
