@@ -41,6 +41,7 @@ class Lies:
     cut: str = ""
     slow: dict[str, float] = field(default_factory=dict)
     flood: str = ""
+    gate: dict[str, threading.Event] = field(default_factory=dict)
 
 
 def said(honest: dict[str, Any], lies: dict[str, Any]) -> dict[str, Any]:
@@ -86,6 +87,8 @@ class OpenIDStandIn:
         name = url.path.rpartition("/")[2]
         self.asked.append(name)
         time.sleep(self.lies.slow.get(name, 0))
+        if name in self.lies.gate:
+            self.lies.gate[name].wait(30)
         form = handler.rfile.read(int(handler.headers.get("Content-Length", 0))).decode()
         values = {key: value[0] for key, value in parse_qs(form or url.query).items()}
         status, content, headers = 404, {}, {}

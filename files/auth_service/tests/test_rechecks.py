@@ -4,6 +4,7 @@ The schedule's clock is its queue in Redis: the tests make somebody due instead 
 """
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +134,25 @@ def test_whom_the_provider_no_longer_vouches_for_is_out(
     assert not kept(own_fleet)
     assert (ana.status(), ana.refresh()) == (401, "invalid_grant")
     assert [record["reason"] for record in ana.node.records("withdrawn")] == ["provider_withdrew"]
+
+
+# covers: access-schedule
+def test_a_no_to_what_a_new_sign_in_has_replaced_is_none(
+    own_fleet: Fleet, upstream: OpenIDStandIn, ana: Signed
+) -> None:
+    upstream.refreshing.clear()
+    gate = threading.Event()
+    upstream.lies.gate = {"token": gate}
+    asked = upstream.asked.count("token")
+    make_due(own_fleet)
+    wait_for(lambda: upstream.asked.count("token") > asked)
+    upstream.lies.gate = {}
+    again = Signed(ana.browser, ana.node)
+    gate.set()
+    wait_for(lambda: bool(ana.node.records("recheck")))
+    assert ana.node.records("recheck")[-1]["reason"] == "superseded"
+    assert (ana.status(), ana.refresh(), again.status()) == (200, None, 200)
+    assert ask(own_fleet, ana.node)["outcome"] == "allow"
 
 
 # covers: access-schedule

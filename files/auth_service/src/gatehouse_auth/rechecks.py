@@ -17,7 +17,7 @@ import hmac
 import json
 import random
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from joserfc import jwe
 from joserfc.errors import JoseError
@@ -47,6 +47,7 @@ RETRY_SECONDS = 60
 # What is under way when the service stops has this long.
 STOP_SECONDS = 5.0
 ALGORITHMS = {"alg": "dir", "enc": "A256GCM"}
+T = TypeVar("T")
 
 
 class Vault:
@@ -171,14 +172,19 @@ class Rechecks:
 
     async def _denied(self, access: Access, due: Due, reason: str, *, doubtful: bool) -> None:
         """The provider has refused what it was asked with."""
-        if not doubtful:
-            # Should this node die before all has ended, the next one hears the same no, and in no doubt.
-            await _insist(lambda: self._store.settle_upstream(due, RETRY_SECONDS, 0, doubtful=False))
-            for family in await self._store.connections(due.user):
-                await self._end(access, family, reason)
+        if doubtful:
+            await self._store.forget_upstream(due)
+            self._report("unknown", "credential_lost", user=due.user)
+            return
+        # Should this node die before all has ended, the next one hears the same no, and in no doubt.
+        if not await _insist(lambda: self._store.settle_upstream(due, RETRY_SECONDS, 0, doubtful=False)):
+            # Whom the provider has vouched for meanwhile, it has not refused.
+            self._report("unknown", "superseded", user=due.user)
+            return
+        for family in await self._store.connections(due.user):
+            await self._end(access, family, reason)
         await self._store.forget_upstream(due)
-        outcome, reason = ("unknown", "credential_lost") if doubtful else ("deny", reason)
-        self._report(outcome, reason, user=due.user)
+        self._report("deny", reason, user=due.user)
 
     async def _postpone(self, due: Due, error: ProviderUnavailable, *, doubtful: bool) -> None:
         """The provider could not be asked."""
@@ -223,7 +229,7 @@ def _about(seconds: float) -> int:
     return int(seconds * random.uniform(0.9, 1))  # noqa: S311 - no secret
 
 
-async def _insist(write: Callable[[], Awaitable[None]]) -> None:
+async def _insist(write: Callable[[], Awaitable[T]]) -> T:
     """Write what would be lost otherwise; Redis may be away for a while.
 
     Raises:
@@ -232,10 +238,8 @@ async def _insist(write: Callable[[], Awaitable[None]]) -> None:
     deadline = asyncio.get_running_loop().time() + INSIST_SECONDS
     while True:
         try:
-            await write()
+            return await write()
         except StoreUnavailable:
             if asyncio.get_running_loop().time() > deadline:
                 raise
             await asyncio.sleep(1)
-        else:
-            return

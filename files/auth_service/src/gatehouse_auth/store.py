@@ -627,19 +627,17 @@ class Store:
         """Keep the credential that has replaced another, unless the person has signed in anew meanwhile."""
         await self._settle(due, credential, "", "", "")
 
-    async def settle_upstream(self, due: Due, seconds: int, failures: int, *, doubtful: bool) -> None:
-        """Be done with somebody, and ask again in so many seconds."""
-        await self._settle(due, "", seconds, failures, "1" if doubtful else "")
+    async def settle_upstream(self, due: Due, seconds: int, failures: int, *, doubtful: bool) -> bool:
+        """Be done with somebody, and ask again in so many seconds; False when the person has signed in anew
+        meanwhile, or has nothing connected any more."""
+        return await self._settle(due, "", seconds, failures, "1" if doubtful else "")
 
     async def _settle(
         self, due: Due, credential: str, seconds: int | str, failures: int | str, doubt: str
-    ) -> None:
+    ) -> bool:
         keys = [f"gh:upstream:{due.name}", "gh:due"]
-        await self._run(
-            "settle_upstream",
-            keys,
-            [due.mark, due.name, credential, seconds, failures, doubt, self._refresh_seconds],
-        )
+        args = [due.mark, due.name, credential, seconds, failures, doubt, self._refresh_seconds]
+        return bool(await self._run("settle_upstream", keys, args))
 
     async def forget_upstream(self, due: Due) -> None:
         """Forget what somebody was asked about with, unless the person has signed in anew meanwhile."""

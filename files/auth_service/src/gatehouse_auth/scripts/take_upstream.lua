@@ -11,7 +11,7 @@ if name then
   end
   return {}
 end
--- Of those whose record is over there are never many: each was due once since.
+-- A record that is over has left its name; of those no more are cleared away than this at a time.
 for _, due in ipairs(redis.call('ZRANGE', KEYS[1], '-inf', now, 'BYSCORE', 'LIMIT', 0, 100)) do
   local key = 'gh:upstream:' .. due
   local user, credential, failures, doubt = unpack(redis.call('HMGET', key, 'user', 'credential', 'failures', 'doubt'))
