@@ -22,10 +22,14 @@ from gatehouse_service.guard import is_public, resolve
 
 # Pieces of which URLs go wrong.
 PIECES = [
-    "https://", "http://", "https:", "//", "/", "\\", "@", ":", "#", "?", ";", ",", "'", "%", "%2e", "%2f", "%40",
-    "%00", "%61", "[::1]", "[", "]", "localhost", "LOCALHOST", "127.0.0.1", "127.1", "0x7f000001", "0177.0.0.1",
-    "2130706433", "localhost.evil.example", ".", "..", "evil.example", "a.example", "xn--", "user", ":80", ":0",
-    ":99999", ":443", "cb", "callback", "\t", "\n", "\r", " ", "\0", "é", "。", "１", "cursor://anysphere.cursor-mcp",
+    "https://", "http://", "https:", "//", "/", "\\", "@", ":", "#", "?", ";", ",", "'", "%", "%2e", "%2f",
+    "%40",
+    "%00", "%61", "[::1]", "[", "]", "localhost", "LOCALHOST", "127.0.0.1", "127.1", "0x7f000001",
+    "0177.0.0.1",
+    "2130706433", "localhost.evil.example", ".", "..", "evil.example", "a.example", "xn--", "user", ":80",
+    ":0",
+    ":99999", ":443", "cb", "callback", "\t", "\n", "\r", " ", "\0", "é", "。", "\uff11",
+    "cursor://anysphere.cursor-mcp",
 ]  # fmt: skip
 URLS = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=10).map("".join)
 HTTPS = URLS.map("https://{}".format)
@@ -189,7 +193,8 @@ def test_no_local_name_is_anybody_elses(name: str, provider: str) -> None:
 
 
 SPECIAL = [
-    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16",
+    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
+    "192.168.0.0/16",
     "192.0.0.0/24", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4",
 ]  # fmt: skip
 INNER = st.one_of([st.ip_addresses(network=network) for network in SPECIAL])
@@ -279,12 +284,14 @@ def test_forms(data: bytes) -> None:
 
 # covers: untrusted-bytes
 @given(st.binary() | st.binary().map(lambda data: b"Basic " + b64encode(data)))
+@example(b"Basic \xe9")
 def test_authorization_headers(data: bytes) -> None:
     promises.authorization(data)
 
 
 METADATA = [
-    "client_id", "client_name", "redirect_uris", "grant_types", "response_types", "token_endpoint_auth_method",
+    "client_id", "client_name", "redirect_uris", "grant_types", "response_types",
+    "token_endpoint_auth_method",
     "jwks", "jwks_uri", "contacts", "software_id", "client_uri", "scope", "extra",
 ]  # fmt: skip
 LIKELY = st.lists(ANY_URL, max_size=3) | st.sampled_from(
@@ -324,12 +331,15 @@ def test_id_tokens(data: bytes) -> None:
 
 LINES = st.sampled_from(
     [
-        b"GET /internal/check/echo HTTP/1.1\r\n", b"GET /internal/check/echo HTTP/1.0\r\n", b"HEAD / HTTP/1.1\r\n",
+        b"GET /internal/check/echo HTTP/1.1\r\n", b"GET /internal/check/echo HTTP/1.0\r\n",
+        b"HEAD / HTTP/1.1\r\n",
         b"POST /internal/check/echo HTTP/1.1\r\n", b"Host: 127.0.0.1:18000\r\n", b"Host: evil.example\r\n",
         b"Authorization: Bearer {token}\r\n", b"Authorization: Bearer x\r\n", b"Content-Length: 3\r\n",
         b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n", b"Connection: upgrade\r\n",
-        b"Upgrade: h2c\r\n", b"Expect: 100-continue\r\n", b"\r\n", b"\r\n", b"abc", b"3\r\nabc\r\n0\r\n\r\n", b"\n",
-        b"GET /internal/check/echo HTTP/1.1\r\nHost: 127.0.0.1:18000\r\nAuthorization: Bearer {token}\r\n\r\n",
+        b"Upgrade: h2c\r\n", b"Expect: 100-continue\r\n", b"\r\n", b"\r\n", b"abc",
+        b"3\r\nabc\r\n0\r\n\r\n", b"\n",
+        b"GET /internal/check/echo HTTP/1.1\r\nHost: 127.0.0.1:18000\r\n"
+        b"Authorization: Bearer {token}\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n",
     ]
 )  # fmt: skip

@@ -1,7 +1,6 @@
 """Requests as Authlib reads them, and replies as it gives them."""
 
 import base64
-import binascii
 import json
 import re
 from collections.abc import Mapping
@@ -155,7 +154,7 @@ def presented_client_id(headers: Mapping[str, str], payload: Parameters) -> str 
         return named
     try:
         basic = unquote_plus(base64.b64decode(credentials, validate=True).decode().partition(":")[0])
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not base64, not ASCII, or not UTF-8
         raise InvalidRequestError("The Authorization header is malformed.") from None
     if named is not None and named != basic:
         raise InvalidRequestError("The request names two clients.")

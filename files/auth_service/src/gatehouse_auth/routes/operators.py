@@ -11,6 +11,7 @@ from fastapi.responses import RedirectResponse, Response
 from gatehouse_auth.context import Context, context_of
 from gatehouse_auth.identity.base import Identity
 from gatehouse_auth.oauth.messages import Parameters
+from gatehouse_auth.routes import described
 from gatehouse_auth.routes.account import csrf_of, moment, session_of, shown, submitted
 from gatehouse_auth.routes.flows import PageError
 from gatehouse_auth.routes.responses import limit
@@ -20,7 +21,7 @@ LISTED = 50
 DECISIONS = 100
 
 
-@router.get("/operators")
+@router.get("/operators", **described.OPERATORS)
 async def overview(request: Request) -> Response:
     """The people and clients that were active last, and the last decisions."""
     context, identity = await _operator(request)
@@ -49,7 +50,7 @@ async def overview(request: Request) -> Response:
     )
 
 
-@router.get("/operators/person")
+@router.get("/operators/person", **described.PERSON)
 async def person(request: Request) -> Response:
     """What one person has connected."""
     context, identity = await _operator(request)
@@ -68,7 +69,7 @@ async def person(request: Request) -> Response:
     )
 
 
-@router.post("/operators/disconnect")
+@router.post("/operators/disconnect", **described.OPERATORS_DISCONNECT)
 async def disconnect(request: Request) -> Response:
     """End one connection of a person, or all of them."""
     context, operator, fields = await _submitted(request)
