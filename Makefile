@@ -136,6 +136,35 @@ soak-bridge: $(CACHE)/package-bridge
 	cd files/mcp_services/bridge && PYTHONPATH=src:../../service/src:tests \
 	  $(CURDIR)/$(call package_venv,mcp_services/bridge)/bin/python tests/soak.py --sessions 10000
 
+# Seconds for all of atheris's harnesses together.
+FUZZ_SECONDS := 60
+FUZZ := $(addprefix auth_promises/,token token_claims token_changed form authorization registration document \
+  id_token id_token_claims http) $(addprefix bridge_promises/,message header headers events)
+
+$(CACHE)/venv-fuzz: tests/fuzz/atheris.lock files/auth_service/requirements-dev.lock \
+    files/mcp_services/bridge/requirements.lock .venv/bin/uv
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $@
+	$(BIN)/uv pip install --quiet --python $@/bin/python --require-hashes \
+	  $(foreach lock,$(filter %.lock,$^),-r $(lock))
+
+.PHONY: fuzz
+fuzz: $(CACHE)/package-auth_service $(CACHE)/package-bridge $(CACHE)/apt-test fuzz-atheris ## New inputs for what parses untrusted bytes; stops by itself
+	cd files/auth_service && OPENAPI_EXAMPLES=200 $(CURDIR)/$(call package_venv,auth_service)/bin/pytest -q \
+	  --hypothesis-profile fuzz tests/test_properties.py tests/test_openapi.py
+	cd files/mcp_services/bridge && $(CURDIR)/$(call package_venv,mcp_services/bridge)/bin/pytest -q -n 0 \
+	  --hypothesis-profile fuzz tests/test_properties.py
+
+.PHONY: fuzz-atheris
+fuzz-atheris: $(CACHE)/venv-fuzz
+	mkdir -p $(CACHE)/fuzz
+	cd $(CACHE)/fuzz && for harness in $(FUZZ); do \
+	  echo "$$harness"; \
+	  PYTHONPATH=$(subst $() ,:,$(addprefix $(CURDIR)/,files/auth_service/src files/auth_service/tests \
+	    files/service/src files/mcp_services/bridge/src tests/fuzz)) \
+	    ../venv-fuzz/bin/python $(CURDIR)/tests/fuzz/fuzz.py $${harness%/*} $${harness#*/} \
+	    $$(( ($(FUZZ_SECONDS) + $(words $(FUZZ)) - 1) / $(words $(FUZZ)) )); \
+	done
+
 .PHONY: conformance
 conformance: $(CACHE)/venv-test $(CACHE)/apt-test ## The official conformance suite, directly and through a gateway; writes docs/conformance.md
 	tools/conformance

@@ -22,6 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 from argon2 import PasswordHasher
+from hypothesis import settings
 from joserfc.jwk import ECKey
 from openid_stand_in import CLIENT_ID, CLIENT_SECRET, OpenIDStandIn
 from redis import Redis
@@ -40,6 +41,10 @@ RESOURCES: dict[str, Any] = {
     },
     "files": {"resource": FILES, "scopes": ["files:read"]},
 }
+# The same examples in every run of `make test`; `make fuzz` looks for new ones.
+settings.register_profile("test", derandomize=True, database=None, deadline=None)
+settings.register_profile("fuzz", max_examples=2000, database=None, deadline=None)
+settings.load_profile("test")
 README = Path(__file__).parent.parent / "README.md"
 
 

@@ -108,14 +108,16 @@ class Service:
         self.state = ServerState()
         self.state.default_headers = DATE
 
-    def connect(self, kind: type[Any], keep_alive: int = 120) -> "Connection":
+    def connect(
+        self, kind: type[Any], keep_alive: int = 120, transport: "type[Connection] | None" = None
+    ) -> "Connection":
         config = uvicorn.Config(
             self.internal, http=kind, log_config=None, access_log=False, ws="none", lifespan="off",
             interface="asgi3", timeout_keep_alive=keep_alive,
         )  # fmt: skip
         config.load()
         made = config.http_protocol_class(config=config, server_state=self.state, app_state={})  # type: ignore[call-arg]
-        return Connection(made, self.happened)
+        return (transport or Connection)(made, self.happened)
 
     @property
     def direct(self) -> type[asyncio.Protocol]:

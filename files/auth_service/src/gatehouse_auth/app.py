@@ -24,6 +24,7 @@ from gatehouse_service.configuration import ConfigurationError, load
 
 BODY_LIMIT = 64 * 1024
 BODY_SECONDS = 15
+ROUTES = (register, authorize, activate, signin, account, operators, token, metadata)
 FOR_PEOPLE = ("/authorize", "/consent", "/signin/", "/account", "/activate", "/operators")
 FOR_SCRIPTS = (
     "/token",
@@ -72,7 +73,7 @@ def create_app(context: Context) -> "Front":
         redirect_slashes=False,
     )
     app.state.context = context
-    for module in (register, authorize, activate, signin, account, operators, token, metadata):
+    for module in ROUTES:
         app.include_router(module.router)
     app.add_exception_handler(PageError, _page_error)
     app.add_exception_handler(StoreUnavailable, _unavailable)

@@ -46,7 +46,7 @@ ANSWERS = 10_000
 
 def header_value(text: str) -> str:
     """A text as a header can carry it: printable ASCII, everything else (and `%`, `,`) percent-encoded."""
-    return (text if AS_IT_IS.match(text) else quote(text, safe=SAFE)).strip()
+    return (text if AS_IT_IS.match(text) else quote(text, safe=SAFE, errors="replace")).strip()
 
 
 @dataclass(frozen=True, slots=True)

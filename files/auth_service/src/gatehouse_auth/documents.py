@@ -22,7 +22,9 @@ from gatehouse_auth.limits import Limiter, Rate
 from gatehouse_auth.oauth.assertions import METHOD
 from gatehouse_auth.oauth.client import Client
 from gatehouse_auth.oauth.keys import public_keys
+from gatehouse_auth.oauth.messages import parsed_json
 from gatehouse_auth.oauth.registration import acceptable_metadata
+from gatehouse_auth.redirects import is_plain_host
 from gatehouse_auth.store import Store
 from gatehouse_service.guard import AddressRefused, GuardedBackend, Resolve, is_public, resolve
 
@@ -55,8 +57,8 @@ def is_document_url(client_id: str) -> bool:
         return False
     return (
         port is None
-        and bool(parts.hostname)
         and parts.netloc == parts.hostname
+        and is_plain_host(parts.netloc)
         and len(parts.path) > 1
         and "#" not in client_id
         and "\\" not in client_id
@@ -131,7 +133,7 @@ def parse(url: str, body: bytes, custom: frozenset[str]) -> dict[str, Any]:
         DocumentRefused: not a document of a client that can be accepted.
     """
     try:
-        document = json.loads(body)
+        document: Any = parsed_json(body)
         if document["client_id"] != url or not isinstance(document["client_name"], str):
             raise DocumentRefused("client_id or client_name")
         method = document.get("token_endpoint_auth_method", "none")

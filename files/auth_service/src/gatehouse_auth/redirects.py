@@ -1,5 +1,6 @@
 """Redirect URIs: which may be registered, and which match (RFC 6749 section 3.1.2, RFC 8252, RFC 9700)."""
 
+import ipaddress
 import re
 from urllib.parse import urlsplit
 
@@ -7,6 +8,8 @@ from urllib.parse import urlsplit
 URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9\-._~:/?\[\]@!$&'()*+,;=%]+\Z")
 # `http` is for these three only, as whole hosts: `localhost.evil.example` is none of them.
 LOOPBACK = re.compile(r"http://(127\.0\.0\.1|\[::1\]|localhost)(?::(\d{1,5}))?((?:[/?].*)?)\Z")
+# A host by name. Browsers take it for an address when its last label is a number.
+NAME = re.compile(r"(?:[A-Za-z0-9_-]+\.)*[A-Za-z][A-Za-z0-9_-]*\.?\Z")
 LIMIT = 2048
 
 
@@ -21,7 +24,22 @@ def acceptable(uri: object, custom: frozenset[str]) -> bool:
         port = parts.port
     except ValueError:
         return False
-    return parts.scheme == "https" and bool(parts.hostname) and "@" not in parts.netloc and port != 0
+    return parts.scheme == "https" and port != 0 and is_plain_host(re.sub(r":[0-9]*\Z", "", parts.netloc))
+
+
+def is_plain_host(text: str) -> bool:
+    """Whether browsers go to the host as it is written: they decode others, and read numbers as addresses
+    (URL Standard, host parsing)."""
+    if NAME.match(text):
+        return True
+    try:
+        if text.startswith("["):
+            ipaddress.IPv6Address(text[1:-1])
+            return text.endswith("]") and "%" not in text
+        ipaddress.IPv4Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def is_loopback(uri: str) -> bool:

@@ -7,7 +7,8 @@ from typing import Any, Protocol, Self
 
 from gatehouse_auth.settings import MACHINES, AllowList, Providers
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
+# Half a surrogate pair, which JSON can hold, is no text.
+CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]+")
 # Why a person's access ends whom the provider no longer vouches for.
 WITHDREW = "provider_withdrew"
 

@@ -13,6 +13,7 @@ from gatehouse_auth.context import Context, context_of
 from gatehouse_auth.identity.base import Identity
 from gatehouse_auth.oauth.messages import Parameters
 from gatehouse_auth.oauth.server import new_secret
+from gatehouse_auth.routes import described
 from gatehouse_auth.routes.flows import bind, cookie_name, drop_cookie, expired, set_cookie
 from gatehouse_auth.routes.responses import form, limit
 from gatehouse_auth.store import SESSION_SECONDS, Family, Flow, digest
@@ -21,7 +22,7 @@ router = APIRouter()
 COOKIE = "__Host-gatehouse-account"
 
 
-@router.get("/account")
+@router.get("/account", **described.ACCOUNT)
 async def show(request: Request) -> Response:
     """Show what is connected, or let the person sign in."""
     context = context_of(request)
@@ -46,7 +47,7 @@ async def show(request: Request) -> Response:
     )
 
 
-@router.post("/account/disconnect")
+@router.post("/account/disconnect", **described.DISCONNECT)
 async def disconnect(request: Request) -> Response:
     """End one connection, or all of them."""
     limit(request, "authorize")
@@ -67,7 +68,7 @@ async def disconnect(request: Request) -> Response:
     return RedirectResponse(f"{context.settings.issuer}/account", 303)
 
 
-@router.post("/account/signout")
+@router.post("/account/signout", **described.SIGN_OUT)
 async def sign_out(request: Request) -> Response:
     """End the session. Apps stay connected."""
     context = context_of(request)

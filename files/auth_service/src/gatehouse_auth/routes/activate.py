@@ -10,6 +10,7 @@ from fastapi.responses import RedirectResponse, Response
 
 from gatehouse_auth.context import Context, context_of
 from gatehouse_auth.oauth.server import new_secret
+from gatehouse_auth.routes import described
 from gatehouse_auth.routes.flows import bind, expired
 from gatehouse_auth.routes.responses import form, limit
 from gatehouse_auth.store import Flow, digest
@@ -18,14 +19,14 @@ router = APIRouter()
 UNKNOWN = "There is no such code. It is on the device, and is good for ten minutes."
 
 
-@router.get("/activate")
+@router.get("/activate", **described.ACTIVATE)
 async def ask(request: Request) -> Response:
     """Ask for the code. A link from the device may bring it along; the person still has to go on themselves
     (section 5.4)."""
     return _page(context_of(request), _written(request.query_params.get("user_code", "")))
 
 
-@router.post("/activate")
+@router.post("/activate", **described.ENTER)
 async def enter(request: Request) -> Response:
     """Begin the sign-in of the device that shows the code."""
     limit(request, "device_code")

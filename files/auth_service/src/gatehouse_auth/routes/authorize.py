@@ -14,6 +14,7 @@ from gatehouse_auth.context import context_of
 from gatehouse_auth.oauth.messages import Parameters
 from gatehouse_auth.oauth.messages import Request as OAuthRequest
 from gatehouse_auth.oauth.server import Transaction, new_secret
+from gatehouse_auth.routes import described
 from gatehouse_auth.routes.flows import (
     PageError,
     bind,
@@ -29,7 +30,7 @@ from gatehouse_auth.store import Flow, digest
 router = APIRouter()
 
 
-@router.get("/authorize")
+@router.get("/authorize", **described.AUTHORIZE)
 async def authorize(request: Request) -> Response:
     """Begin a sign-in."""
     limit(request, "authorize")
@@ -78,7 +79,7 @@ async def authorize(request: Request) -> Response:
     return response
 
 
-@router.get("/consent")
+@router.get("/consent", **described.CONSENT)
 async def consent(request: Request) -> Response:
     """Ask the person."""
     context = context_of(request)
@@ -105,7 +106,7 @@ async def consent(request: Request) -> Response:
     )
 
 
-@router.post("/consent")
+@router.post("/consent", **described.DECIDE)
 async def decide(request: Request) -> Response:
     """Hear the person's decision."""
     limit(request, "authorize")

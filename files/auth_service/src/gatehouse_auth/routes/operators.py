@@ -12,6 +12,7 @@ from gatehouse_auth.clients import is_registered
 from gatehouse_auth.context import Context, context_of
 from gatehouse_auth.identity.base import Identity
 from gatehouse_auth.oauth.messages import Parameters
+from gatehouse_auth.routes import described
 from gatehouse_auth.routes.account import csrf_of, moment, session_of, shown, submitted
 from gatehouse_auth.routes.flows import PageError
 from gatehouse_auth.routes.responses import limit
@@ -21,7 +22,7 @@ LISTED = 50
 DECISIONS = 50
 
 
-@router.get("/operators")
+@router.get("/operators", **described.OPERATORS)
 async def overview(request: Request) -> Response:
     """The people and clients that were active last, and the last decisions."""
     context, identity = await _operator(request)
@@ -52,7 +53,7 @@ async def overview(request: Request) -> Response:
     )
 
 
-@router.get("/operators/person")
+@router.get("/operators/person", **described.PERSON)
 async def person(request: Request) -> Response:
     """What one person has connected."""
     context, identity = await _operator(request)
@@ -71,7 +72,7 @@ async def person(request: Request) -> Response:
     )
 
 
-@router.post("/operators/disconnect")
+@router.post("/operators/disconnect", **described.OPERATORS_DISCONNECT)
 async def disconnect(request: Request) -> Response:
     """End one connection of a person, or all of them."""
     context, operator, fields = await _submitted(request)

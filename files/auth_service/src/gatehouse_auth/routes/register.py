@@ -16,12 +16,13 @@ from gatehouse_auth.oauth.registration import (
     answer,
     json_request,
 )
+from gatehouse_auth.routes import described
 from gatehouse_auth.routes.responses import json_body, limit, send
 
 router = APIRouter()
 
 
-@router.post("/register")
+@router.post("/register", **described.REGISTER)
 async def register(request: Request) -> Response:
     """Register a client."""
     limit(request, "register")
@@ -44,9 +45,12 @@ async def register(request: Request) -> Response:
     return send(reply)
 
 
-@router.api_route("/register/{client_id}", methods=["GET", "PUT", "DELETE"])
-async def manage(request: Request, client_id: str) -> Response:
+@router.get("/register/{client_id}", **described.READ)
+@router.put("/register/{client_id}", **described.UPDATE)
+@router.delete("/register/{client_id}", **described.DELETE)
+async def manage(request: Request) -> Response:
     """Read, update, or delete a registration."""
+    client_id: str = request.path_params["client_id"]
     limit(request, "register")
     context = context_of(request)
     settings = context.settings

@@ -1,6 +1,5 @@
 """How replies become HTTP, and how requests are read."""
 
-import json
 import math
 
 from authlib.oauth2.rfc6749 import InvalidRequestError
@@ -8,7 +7,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from gatehouse_auth.context import client_address, context_of
-from gatehouse_auth.oauth.messages import Parameters, Reply
+from gatehouse_auth.oauth.messages import Parameters, Reply, parsed_json
 
 
 class TooManyRequests(Exception):  # noqa: N818 - it is an answer: 429
@@ -69,7 +68,4 @@ async def json_body(request: Request) -> object:
     Raises:
         InvalidRequestError: not JSON.
     """
-    try:
-        return json.loads(await request.body())
-    except (ValueError, RecursionError):
-        raise InvalidRequestError("The request must be JSON.") from None
+    return parsed_json(await request.body())

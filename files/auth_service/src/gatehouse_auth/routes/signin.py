@@ -11,7 +11,7 @@ from fastapi.responses import RedirectResponse, Response
 from gatehouse_auth.context import Context, client_address, context_of
 from gatehouse_auth.identity.base import ProviderUnavailable, SignInDenied, Vouched
 from gatehouse_auth.oauth.server import Transaction, new_secret
-from gatehouse_auth.routes import account
+from gatehouse_auth.routes import account, described
 from gatehouse_auth.routes.flows import (
     PageError,
     browser_flow,
@@ -31,9 +31,10 @@ WRONG = "The user name or the password is wrong."
 BUSY = "Too many attempts. Wait a moment, then try again."
 
 
-@router.get("/signin/{provider}")
-async def sign_in(request: Request, provider: str) -> Response:
+@router.get("/signin/{provider}", **described.SIGN_IN)
+async def sign_in(request: Request) -> Response:
     """Show the form, or send the browser to the provider."""
+    provider: str = request.path_params["provider"]
     context = context_of(request)
     flow_id, flow, csrf = await browser_flow(request, request.query_params.get("flow", ""))
     if not flow.consented:
@@ -59,9 +60,10 @@ async def sign_in(request: Request, provider: str) -> Response:
     return page
 
 
-@router.post("/signin/{provider}")
-async def check_password(request: Request, provider: str) -> Response:
+@router.post("/signin/{provider}", **described.CHECK_PASSWORD)
+async def check_password(request: Request) -> Response:
     """Check the form."""
+    provider: str = request.path_params["provider"]
     context = context_of(request)
     people = context.password_providers.get(provider)
     flow_id, flow, fields = await submitted_flow(request)
@@ -90,9 +92,10 @@ async def check_password(request: Request, provider: str) -> Response:
     return await _finish(context, flow_id, flow, Vouched(identity))
 
 
-@router.get("/signin/{provider}/callback")
-async def callback(request: Request, provider: str) -> Response:
+@router.get("/signin/{provider}/callback", **described.CALLBACK)
+async def callback(request: Request) -> Response:
     """The browser comes back from a provider. Of its answer only code, error, iss and state are read."""
+    provider: str = request.path_params["provider"]
     context = context_of(request)
     upstream = context.redirect_providers.get(provider)
     flow_id, _, state = request.query_params.get("state", "").partition(".")

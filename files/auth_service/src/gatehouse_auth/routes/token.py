@@ -35,6 +35,7 @@ from gatehouse_auth.oauth.tokens import (
     TokenVerifier,
     audience_of,
 )
+from gatehouse_auth.routes import described
 from gatehouse_auth.routes.responses import form, limit, send
 from gatehouse_auth.store import Code, Family, StoreUnavailable, UsedCode, digest
 
@@ -42,7 +43,7 @@ router = APIRouter()
 REFRESH = re.compile(r"ghr_([A-Za-z0-9_-]{22})([A-Za-z0-9_-]{43})\Z")
 
 
-@router.post("/token")
+@router.post("/token", **described.TOKEN)
 async def token(request: Request) -> Response:
     """Trade a code or a refresh token for tokens."""
     limit(request, "token")
@@ -75,7 +76,7 @@ async def token(request: Request) -> Response:
     return send(reply)
 
 
-@router.post("/device_authorization")
+@router.post("/device_authorization", **described.DEVICE)
 async def device_authorization(request: Request) -> Response:
     """Give a device a code to show to its person (RFC 8628 section 3.1)."""
     limit(request, "authorize")
@@ -99,7 +100,7 @@ async def device_authorization(request: Request) -> Response:
     return send(reply)
 
 
-@router.post("/revoke")
+@router.post("/revoke", **described.REVOKE)
 async def revoke(request: Request) -> Response:
     """Revoke a token (RFC 7009): a refresh token with all that its grant gave, an access token alone."""
     limit(request, "token")
@@ -122,7 +123,7 @@ async def revoke(request: Request) -> Response:
     return send(reply)
 
 
-@router.post("/introspect")
+@router.post("/introspect", **described.INTROSPECT)
 async def introspect(request: Request) -> Response:
     """Say what a token is worth now (RFC 7662): active if the check or the token endpoint would take it."""
     limit(request, "token")

@@ -6,7 +6,6 @@ A server's own requests do not exist in this age, and the handshake offers it no
 """
 
 import base64
-import binascii
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -138,7 +137,7 @@ def decoded(value: str | None) -> str | None:
         raw = base64.b64decode(encoded, validate=True)
         # One value has one encoding, or two readers could take it for two.
         return raw.decode() if base64.b64encode(raw).decode() == encoded else None
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not base64, not ASCII, or not UTF-8
         return None
 
 
