@@ -71,7 +71,8 @@ def create_app(context: Context) -> "Front":
         redirect_slashes=False,
     )
     app.state.context = context
-    for module in (register, authorize, activate, signin, account, operators, token, metadata):
+    # Routes are tried in this order: what programs ask comes first.
+    for module in (token, register, authorize, activate, signin, account, operators, metadata):
         app.include_router(module.router)
     app.add_exception_handler(PageError, _page_error)
     app.add_exception_handler(StoreUnavailable, _unavailable)
