@@ -297,7 +297,7 @@ def started(stack: ExitStack, grants: int, unused: int) -> Gateway:
     """A gateway that holds nothing yet."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     fleet = stack.enter_context(fleet_in(folder))
-    fleet.credentials["oidc_okta_client_secret"] = "secret"  # noqa: S105 - nobody is ever asked with it
+    fleet.credentials["oidc_okta_client_secret"] = "secret"  # nobody is ever asked with it
     (folder / "ours.py").write_text(OURS)
     node = fleet.start(
         {"echo": {"resource": ECHO, "allow": {"everyone": True}}},

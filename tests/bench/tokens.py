@@ -376,8 +376,8 @@ def main() -> None:
             for _ in range(options.rounds):
                 for side in sides:
                     # Codes for as long as a round takes, or for a part of it that is long enough.
-                    await side.measure(options.seconds, 1, 300)
-                    await side.measure(options.seconds, options.clients, 700)
+                    await side.measure(options.seconds, 1, 100)
+                    await side.measure(options.seconds, options.clients, 300)
 
         asyncio.run(measure())
     report(sides, options.clients)
