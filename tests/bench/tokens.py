@@ -5,8 +5,9 @@
 `/register`, the exchange of a code, and the refresh of a token, one worker each on one core, with the clients on another;
 both keep what they know in the same Redis, which makes a write durable before it answers. Each client waits for its answer
 and asks again, as clients do. Rounds alternate, medians count. Rate limits are lifted on our side; the other has none. Its
-upstream provider, which it asks at each exchange and refresh, is a function that answers at once. Prints a table for
-docs/measurements.md. Everything is on loopback and ends by itself.
+upstream provider, which it asks at each exchange and refresh, is a function that answers at once. Every answer has to be the
+success that it is to be, or the run ends. Prints a table for docs/measurements.md; requests per second of the server's own
+CPU time say what a core gives where other work takes some of it. Everything is on loopback and ends by itself.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from gatehouse_auth.connections import connect  # noqa: E402
 from gatehouse_auth.identity.base import Identity  # noqa: E402
 from gatehouse_auth.store import Code, Flow, Grant, Store  # noqa: E402
 
+PEOPLE = 1000
 VERIFIER = "v" * 64
 CHALLENGE = base64.urlsafe_b64encode(hashlib.sha256(VERIFIER.encode()).digest()).rstrip(b"=").decode()
 OURS = """
@@ -89,14 +91,22 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(
-        self, method: str, path: str, body: bytes = b"", kind: str = "application/x-www-form-urlencoded"
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        kind: str = "application/x-www-form-urlencoded",
+        more: str = "",
     ) -> tuple[int, dict[str, str], bytes]:
-        """One request: status, headers, body."""
+        """One request: status, headers, body. `more` are lines of its head."""
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
-        head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
+        if body:
+            more = f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n{more}"
+        writer.write(
+            f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n{more}\r\n".encode() + body
+        )
         status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         answer = await reader.readexactly(int(headers.get("content-length", 0)))
@@ -125,7 +135,10 @@ class Connection:
         status, _, answer = await self.ask(
             "POST", "/register", json.dumps(metadata).encode(), "application/json"
         )
-        return good(status, answer)
+        registered = good(status, answer)
+        if not registered["client_id"]:
+            sys.exit(f"no client was registered: {answer[:300]!r}")
+        return registered
 
     def close(self) -> None:
         """Hang up."""
@@ -145,6 +158,24 @@ def good(status: int, answer: bytes) -> dict[str, Any]:
     return decoded
 
 
+def issued(body: dict[str, Any], before: str = "") -> str:
+    """The refresh token of a token response.
+
+    Raises:
+        SystemExit: there is none, or it is the one from before, or no access token came with it.
+    """
+    refresh: str = body.get("refresh_token", "")
+    if not refresh or refresh == before or len(body.get("access_token", "").split(".")) != 3:
+        sys.exit(f"no new tokens: {sorted(body)}")
+    return refresh
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has taken (proc_pid_schedstat: nanoseconds)."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+
+
 class Codes(Protocol):
     """Makes authorization codes, with the client of each."""
 
@@ -153,12 +184,15 @@ class Codes(Protocol):
 
 @dataclass
 class Side:
-    """One of the two. Figures by what is done and how many do it: requests per second, then latencies in microseconds."""
+    """One of the two. Figures by what is done and how many do it: requests per second of the clock and of CPU time, then
+    latencies in microseconds."""
 
     name: str
     port: int
+    pid: int
     codes: Codes
     rates: dict[tuple[str, int], list[float]] = field(default_factory=dict)
+    cpu_rates: dict[tuple[str, int], list[float]] = field(default_factory=dict)
     p50s: dict[tuple[str, int], list[float]] = field(default_factory=dict)
     p99s: dict[tuple[str, int], list[float]] = field(default_factory=dict)
 
@@ -168,8 +202,7 @@ class Side:
             "/token", grant_type="authorization_code", client_id=client, code=code, redirect_uri=REDIRECT,
             code_verifier=VERIFIER,
         )  # fmt: skip
-        refresh: str = body["refresh_token"]
-        return refresh
+        return issued(body)
 
     async def measure(self, seconds: float, clients: int, most: int) -> None:
         """One round of each, with so many clients."""
@@ -193,7 +226,7 @@ class Side:
             body = await connection.form(
                 "/token", grant_type="refresh_token", client_id=client, refresh_token=token
             )
-            tokens[number] = (body["refresh_token"], client)
+            tokens[number] = (issued(body, token), client)
 
         await self._run("refresh", clients, seconds, refresh)
 
@@ -206,6 +239,7 @@ class Side:
         more: Callable[[], bool] = lambda: True,
     ) -> None:
         latencies: list[float] = []
+        worked = cpu_seconds(self.pid)
         began = time.perf_counter()
 
         async def client(number: int) -> None:
@@ -218,15 +252,17 @@ class Side:
 
         await asyncio.gather(*(client(number) for number in range(clients)))
         took = time.perf_counter() - began
+        worked = cpu_seconds(self.pid) - worked
         latencies.sort()
         at = (what, clients)
+        self.cpu_rates.setdefault(at, []).append(len(latencies) / worked)
         self.rates.setdefault(at, []).append(len(latencies) / took)
         self.p50s.setdefault(at, []).append(latencies[len(latencies) // 2] * 1e6)
         self.p99s.setdefault(at, []).append(latencies[len(latencies) * 99 // 100] * 1e6)
 
 
-def our_codes(fleet: Fleet, port: int) -> Codes:
-    """Codes as a finished sign-in leaves them, through the store's own code."""
+def our_codes(fleet: Fleet, port: int, who: Callable[[], Identity]) -> Codes:
+    """Codes as a finished sign-in of these people leaves them, through the store's own code."""
 
     async def make(count: int) -> list[tuple[str, str]]:
         redis = connect(fleet.redis.url, fleet.redis.password).commands
@@ -238,9 +274,7 @@ def our_codes(fleet: Fleet, port: int) -> Codes:
         async def one() -> tuple[str, str]:
             flow, code = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
             started = Flow(client, "bench", REDIRECT, None, "mcp", "echo", CHALLENGE, "")
-            # The people of a company, not one who connects ten thousand times.
-            person = Identity("local", "ana", email=f"{secrets.token_hex(3)}@example.com")
-            grant = Grant(client, "bench", person, "echo", ECHO, "mcp", int(time.time()))
+            grant = Grant(client, "bench", who(), "echo", ECHO, "mcp", int(time.time()))
             await store.save_flow(flow, started)
             await store.finish_flow(flow, code, Code(grant, REDIRECT, CHALLENGE))
             return code, client
@@ -295,6 +329,10 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         fleet = stack.enter_context(fleet_in(folder))
+        users = json.loads(fleet.credentials["users.json"])
+        fleet.credentials["users.json"] = json.dumps(
+            {f"ana{number}": users["ana"] for number in range(PEOPLE)}
+        )
         (folder / "ours.py").write_text(OURS)
         ours = fleet.start(program=(str(folder / "ours.py"),))
         subprocess.run(
@@ -323,18 +361,23 @@ def main() -> None:
             str(fleet.redis.port),
         ]
         environment = {"HOME": str(folder)}
-        stack.enter_context(serving(command, environment, f"http://127.0.0.1:{port}/", folder))
+        theirs = stack.enter_context(serving(command, environment, f"http://127.0.0.1:{port}/", folder))
+
+        def anyone() -> Identity:
+            # The people of a company, not one who connects ten thousand times and loses the first of it.
+            return Identity("local", f"ana{secrets.randbelow(PEOPLE)}")
+
         sides = [
-            Side("Gatehouse", ours.port, our_codes(fleet, ours.port)),
-            Side("FastMCP's OAuth proxy", port, their_codes(port)),
+            Side("Gatehouse", ours.port, ours.process.pid, our_codes(fleet, ours.port, anyone)),
+            Side("FastMCP's OAuth proxy", port, theirs, their_codes(port)),
         ]
 
         async def measure() -> None:
             for _ in range(options.rounds):
                 for side in sides:
                     # Codes for as long as a round takes, or for a part of it that is long enough.
-                    await side.measure(options.seconds, 1, 300)
-                    await side.measure(options.seconds, options.clients, 700)
+                    await side.measure(options.seconds, 1, 100)
+                    await side.measure(options.seconds, options.clients, 300)
 
         asyncio.run(measure())
     report(sides, options.clients)
@@ -343,23 +386,25 @@ def main() -> None:
 def report(sides: list[Side], clients: int) -> None:
     """Print the table."""
     print(
-        f"| | | requests/s, {clients} clients | p50 | p99 | requests/s, 1 client | p50 | p99 |\n|---|---|---|---|---|---|---|---|"
+        f"| | | requests per CPU second, {clients} clients | requests/s | p50 | p99 | requests/s, 1 client | p50 | p99 |\n"
+        "|---|---|---|---|---|---|---|---|---|"
     )
     median = statistics.median
     for what in ("register", "exchange", "refresh"):
         for side in sides:
-            figures = []
+            figures = [f"{median(side.cpu_rates[what, clients]):,.0f}"]
             for count in (clients, 1):
                 at = (what, count)
                 figures += [f"{median(side.rates[at]):,.0f}"]
                 figures += [f"{median(values[at]):,.0f} µs" for values in (side.p50s, side.p99s)]
             print(f"| {what} | {side.name} | {' | '.join(figures)} |")
     ours, theirs = sides
-    ratios = [
-        f"{what} {median(ours.rates[what, clients]) / median(theirs.rates[what, clients]):.1f}"
-        for what in ("register", "exchange", "refresh")
-    ]
-    print(f"\nTimes FastMCP's requests per second, {clients} clients: {', '.join(ratios)}.")
+    for unit, of in (("requests per second", "rates"), ("requests per CPU second", "cpu_rates")):
+        ratios = [
+            f"{what} {median(getattr(ours, of)[what, clients]) / median(getattr(theirs, of)[what, clients]):.1f}"
+            for what in ("register", "exchange", "refresh")
+        ]
+        print(f"\nTimes FastMCP's {unit}, {clients} clients: {', '.join(ratios)}.")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from gatehouse_service.configuration import ConfigurationError, load
 
 BODY_LIMIT = 64 * 1024
 BODY_SECONDS = 15
-ROUTES = (register, authorize, activate, signin, account, operators, token, metadata)
+# In the order in which they are tried: what programs ask comes first.
+ROUTES = (token, register, authorize, activate, signin, account, operators, metadata)
 FOR_PEOPLE = ("/authorize", "/consent", "/signin/", "/account", "/activate", "/operators")
 FOR_SCRIPTS = (
     "/token",

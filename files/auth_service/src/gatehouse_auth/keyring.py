@@ -34,7 +34,7 @@ class Keyring:
 
     def __init__(self, keys: list[SigningKey]) -> None:
         self._keys = {key.kid: key for key in keys}
-        self._current = next((key.key for key in keys if key.state == "current"), None)
+        self._current = next((KeySet([key.key]) for key in keys if key.state == "current"), None)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -72,7 +72,7 @@ class Keyring:
         """The key that signs, as a set of one, so that the `kid` is written into the header."""
         if self._current is None:
             raise KeyringError("has no current key")
-        return KeySet([self._current])
+        return self._current
 
     def verifying(self, kid: str) -> ECKey | None:
         """The key that verifies what was signed under `kid`, or None."""

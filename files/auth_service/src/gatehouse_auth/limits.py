@@ -4,6 +4,7 @@ import ipaddress
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 
 KEYS = 20_000
 
@@ -44,6 +45,7 @@ class Limiter:
         self._buckets[key] = (min(self._rate.burst, level + 1), since)
 
 
+@lru_cache(KEYS)
 def address_key(address: str) -> str:
     """The key of a client address: an IPv6 client has a whole /64 to choose from."""
     try:

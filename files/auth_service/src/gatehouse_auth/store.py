@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
 from gatehouse_auth.identity.base import Identity
+from gatehouse_auth.together import Together
 
 REVOCATIONS = "gh:revocations"
 CODE_SECONDS = 60
@@ -234,6 +235,7 @@ class Store:
         replicated: bool = False,
     ) -> None:
         self._redis = redis
+        self._together = Together(redis)
         self._replicated = replicated
         self._access_seconds = access_seconds
         self._refresh_seconds = refresh_seconds
@@ -266,17 +268,27 @@ class Store:
     ) -> Any:
         known = self._scripts[script]
         if script in IN_TIME:
-            seconds, microseconds = await self._do("TIME")
+            seconds, microseconds = await self._ask("TIME")
             args = [*args, seconds * 1000 + microseconds // 1000 + COMMIT_MILLISECONDS]
-        if not self._replicated:
-            return await _answer(known(keys=keys, args=args))
         command = ("EVALSHA", known.sha, len(keys), *keys, *args)
         try:
-            return await self._commit(*command, undo=undo)
+            return await self._run_known(command, undo)
         except _UnknownScript:
-            # A primary that has just become one.
+            # A server that has just started, or a primary that has just become one.
             await self._do("SCRIPT LOAD", str(known.script))
+            return await self._run_known(command, undo)
+
+    async def _run_known(self, command: tuple[str | int, ...], undo: Undo | None) -> Any:
+        if self._replicated:
             return await self._commit(*command, undo=undo)
+        try:
+            return await self._ask(*command)
+        except StoreUnavailable as error:
+            raise _UnknownScript if isinstance(error.__cause__, NoScriptError) else error from None
+
+    async def _ask(self, *command: str | int) -> Any:
+        """Do what changes nothing, or a script: it bears being repeated after others had their answer."""
+        return await _answer(self._together.ask(*command))
 
     async def _do(self, *command: str | int) -> Any:
         return await _answer(self._redis.execute_command(*command))  # type: ignore[no-untyped-call]
@@ -319,7 +331,7 @@ class Store:
 
     async def client(self, client_id: str) -> dict[str, Any] | None:
         """A registration, or None."""
-        record = await self._do("GET", f"gh:client:{client_id}")
+        record = await self._ask("GET", f"gh:client:{client_id}")
         return None if record is None else cast(dict[str, Any], json.loads(record))
 
     async def update_client(self, client_id: str, record: dict[str, Any]) -> bool:
@@ -339,7 +351,7 @@ class Store:
 
     async def document(self, url: str) -> dict[str, Any] | None:
         """The copy of a client's document, or None."""
-        record = await self._do("GET", f"gh:document:{digest(url)}")
+        record = await self._ask("GET", f"gh:document:{digest(url)}")
         return None if record is None else cast(dict[str, Any], json.loads(record))
 
     async def save_document(self, url: str, record: dict[str, Any]) -> None:
@@ -374,7 +386,7 @@ class Store:
 
     async def flow(self, flow_id: str) -> Flow | None:
         """A sign-in that is still under way, or None."""
-        record = await self._do("GET", f"gh:flow:{digest(flow_id)}")
+        record = await self._ask("GET", f"gh:flow:{digest(flow_id)}")
         return None if record is None else Flow(**json.loads(record))
 
     async def drop_flow(self, flow_id: str) -> bool:
@@ -407,7 +419,7 @@ class Store:
 
     async def waiting_device(self, user_code: str) -> tuple[str, Device] | None:
         """The device that shows a code and still waits, with its name, or None."""
-        name = await self._do("GET", f"gh:usercode:{digest(user_code)}")
+        name = await self._ask("GET", f"gh:usercode:{digest(user_code)}")
         device = None if name is None else await self._device(name)
         waits = isinstance(device, Device) and device.grant is None and not device.denied
         return (name, device) if waits and isinstance(device, Device) else None
@@ -417,7 +429,7 @@ class Store:
         return await self._device(digest(device_code))
 
     async def _device(self, name: str) -> Device | UsedCode | None:
-        held = await self._do("GET", f"gh:device:{name}")
+        held = await self._ask("GET", f"gh:device:{name}")
         if held is None:
             return None
         if held.startswith("used:"):
@@ -456,16 +468,16 @@ class Store:
         await self._do("LTRIM", "gh:decisions", 0, DECISIONS - 1)
         await self._do("EXPIRE", "gh:decisions", DECISION_SECONDS)
 
-    async def decisions(self) -> list[dict[str, Any]]:
+    async def decisions(self, count: int) -> list[dict[str, Any]]:
         """The last decisions, the newest first."""
-        return [json.loads(record) for record in await self._do("LRANGE", "gh:decisions", 0, DECISIONS - 1)]
+        return [json.loads(record) for record in await self._ask("LRANGE", "gh:decisions", 0, count - 1)]
 
     async def active(self, what: Literal["people", "clients"], count: int) -> list[tuple[str, int]]:
         """Who was active last, with the time in epoch seconds, the newest first."""
         return await self._listed(f"gh:{what}", count)
 
     async def _listed(self, key: str, count: int) -> list[tuple[str, int]]:
-        listed = await self._do("ZRANGE", key, 0, count - 1, "REV", "WITHSCORES")
+        listed = await self._ask("ZRANGE", key, 0, count - 1, "REV", "WITHSCORES")
         return [
             (name, int(float(score)) // 1000) for name, score in zip(listed[::2], listed[1::2], strict=True)
         ]
@@ -479,7 +491,7 @@ class Store:
 
     async def session(self, secret: str) -> Identity | None:
         """Whose session a cookie is, or None."""
-        record = await self._do("GET", f"gh:session:{digest(secret)}")
+        record = await self._ask("GET", f"gh:session:{digest(secret)}")
         return None if record is None else Identity.from_dict(json.loads(record))
 
     async def drop_session(self, secret: str) -> None:
@@ -490,7 +502,7 @@ class Store:
 
     async def code(self, code: str) -> Code | UsedCode | None:
         """What is known of an authorization code."""
-        held = await self._do("GET", f"gh:code:{digest(code)}")
+        held = await self._ask("GET", f"gh:code:{digest(code)}")
         if held is None:
             return None
         if held.startswith("used:"):
@@ -539,7 +551,7 @@ class Store:
 
     async def family(self, family: str) -> Family | None:
         """A grant that has not ended, or None."""
-        fields = await self._do("HGETALL", f"gh:family:{family}")
+        fields = await self._ask("HGETALL", f"gh:family:{family}")
         if not fields:
             return None
         grant = Grant.from_fields(fields)
@@ -654,4 +666,4 @@ class Store:
 
     async def revoked(self, *identifiers: str) -> bool:
         """Whether any of these has been revoked."""
-        return bool(await self._do("EXISTS", *(f"gh:revoked:{identifier}" for identifier in identifiers)))
+        return bool(await self._ask("EXISTS", *(f"gh:revoked:{identifier}" for identifier in identifiers)))

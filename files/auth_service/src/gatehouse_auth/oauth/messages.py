@@ -18,6 +18,7 @@ from authlib.oauth2.rfc6749 import (
 from authlib.oauth2.rfc7523 import JWTBearerClientAssertion
 
 from gatehouse_auth import redirects
+from gatehouse_auth.store import Code, Device, Family, UsedCode
 
 # RFC 6749 appendix A: every parameter of ours is of printable ASCII; grant and response types, of fewer.
 PRINTABLE = re.compile(r"[\x20-\x7e]*\Z")
@@ -118,6 +119,8 @@ class Request(OAuth2Request):
         self.payload: Parameters = payload
         # Whether the client has proved by a key who it is.
         self.proven = False
+        # What is known of the code or the refresh token that it brings.
+        self.held: Code | UsedCode | Device | Family | None = None
 
     @property
     def form(self) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Authorization server metadata (RFC 8414, RFC 9207), checked by Authlib's models."""
 
+from functools import lru_cache
 from typing import Any
 
 from authlib.oauth2 import rfc8414, rfc9207
@@ -20,8 +21,14 @@ ID_JAG_PROFILE = "urn:ietf:params:oauth:grant-profile:id-jag"
 
 def server_metadata(settings: Settings) -> dict[str, Any]:
     """The document at `/.well-known/oauth-authorization-server`."""
-    issuer = settings.issuer
     vouched = any(provider.assertions for provider in settings.providers.oidc.values())
+    scopes = tuple(scopes_supported(settings))
+    return dict(_server_metadata(settings.issuer, scopes, vouched, settings.client_documents))
+
+
+# Each registration is judged by it.
+@lru_cache(1)
+def _server_metadata(issuer: str, scopes: tuple[str, ...], vouched: bool, documents: bool) -> dict[str, Any]:
     metadata = rfc8414.AuthorizationServerMetadata(
         issuer=issuer,
         authorization_endpoint=f"{issuer}/authorize",
@@ -30,7 +37,7 @@ def server_metadata(settings: Settings) -> dict[str, Any]:
         revocation_endpoint=f"{issuer}/revoke",
         introspection_endpoint=f"{issuer}/introspect",
         jwks_uri=f"{issuer}/jwks.json",
-        scopes_supported=scopes_supported(settings),
+        scopes_supported=list(scopes),
         response_types_supported=["code"],
         response_modes_supported=["query"],
         device_authorization_endpoint=f"{issuer}/device_authorization",
@@ -51,7 +58,7 @@ def server_metadata(settings: Settings) -> dict[str, Any]:
         },
         code_challenge_methods_supported=["S256"],
         authorization_response_iss_parameter_supported=True,
-        client_id_metadata_document_supported=settings.client_documents,
+        client_id_metadata_document_supported=documents,
     )
     metadata.validate(metadata_classes=[rfc9207.AuthorizationServerMetadata])
     return dict(metadata)

@@ -1,5 +1,6 @@
 """The account page: what a person has connected, and how they end it."""
 
+import asyncio
 import hashlib
 import hmac
 from datetime import UTC, datetime
@@ -29,12 +30,10 @@ async def show(request: Request) -> Response:
     secret, identity = await session_of(request)
     if identity is None:
         return await _sign_in(request)
-    connections = [
-        family
-        for family in await context.store.connections(identity.user)
-        # A registration that is gone has taken its tokens with it.
-        if redirects.is_web(family.grant.client_id) or await context.clients.get(family.grant.client_id)
-    ]
+    families = await context.store.connections(identity.user)
+    # A registration that is gone has taken its tokens with it.
+    alive = await asyncio.gather(*(_has_client(context, family) for family in families))
+    connections = [family for family, lives in zip(families, alive, strict=True) if lives]
     return context.pages.render(
         "account.html",
         title="Connected apps",
@@ -84,6 +83,11 @@ async def sign_out(request: Request) -> Response:
     )
     drop_cookie(page, COOKIE)
     return page
+
+
+async def _has_client(context: Context, family: Family) -> bool:
+    client_id = family.grant.client_id
+    return redirects.is_web(client_id) or await context.clients.get(client_id) is not None
 
 
 async def begin(context: Context, flow_id: str, identity: Identity) -> Response:

@@ -3,6 +3,7 @@
 Whoever may see it signs in as to their own account: there is no other password, and no longer session.
 """
 
+import asyncio
 from typing import NoReturn
 
 from fastapi import APIRouter, Request
@@ -28,17 +29,20 @@ async def overview(request: Request) -> Response:
     context, identity = await _operator(request)
     if identity is None:
         return RedirectResponse(f"{context.settings.issuer}/account", 303, {"Cache-Control": "no-store"})
-    people = await context.store.active("people", LISTED)
-    clients = await context.store.active("clients", LISTED)
-    decisions = (await context.store.decisions())[:DECISIONS]
+    people, clients, decisions = await asyncio.gather(
+        context.store.active("people", LISTED),
+        context.store.active("clients", LISTED),
+        context.store.decisions(DECISIONS),
+    )
+    names = await asyncio.gather(*(_name(context, client_id) for client_id, _ in clients))
     return context.pages.render(
         "operators.html",
         wide=True,
         title="Gatehouse operators",
         people=[(user, moment(seconds)) for user, seconds in people],
         clients=[
-            (client_id, await _name(context, client_id), moment(seconds), is_registered(client_id))
-            for client_id, seconds in clients
+            (client_id, name, moment(seconds), is_registered(client_id))
+            for (client_id, seconds), name in zip(clients, names, strict=True)
         ],
         csrf=csrf_of((await session_of(request))[0]),
         decisions=[

@@ -1,5 +1,6 @@
 """The token endpoint (RFC 6749 section 3.2), revocation (RFC 7009) and introspection (RFC 7662)."""
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -37,7 +38,7 @@ from gatehouse_auth.oauth.tokens import (
 )
 from gatehouse_auth.routes import described
 from gatehouse_auth.routes.responses import form, limit, send
-from gatehouse_auth.store import Code, Family, StoreUnavailable, UsedCode, digest
+from gatehouse_auth.store import Code, Device, Family, StoreUnavailable, UsedCode, digest
 
 router = APIRouter()
 REFRESH = re.compile(r"ghr_([A-Za-z0-9_-]{22})([A-Za-z0-9_-]{43})\Z")
@@ -152,7 +153,9 @@ async def _asked(request: Request, context: Context) -> tuple[OAuthRequest | Non
     except OAuth2Error as error:
         return None, None, Reply(*error())
     asked = OAuthRequest("POST", context.settings.issuer + request.url.path, request.headers, parameters)
-    client = await context.clients.get(client_id)
+    # Both at once; a code or a token of another client is as unknown as one that never was.
+    client, held = await asyncio.gather(context.clients.get(client_id), _held(context, asked))
+    asked.held = held if client is not None else None
     if "client_assertion" in parameters.data:
         try:
             await context.clients.prove(client, asked)
@@ -164,10 +167,22 @@ async def _asked(request: Request, context: Context) -> tuple[OAuthRequest | Non
     return asked, client, Reply(500, {})
 
 
+async def _held(context: Context, asked: OAuthRequest) -> Code | UsedCode | Device | Family | None:
+    """What is known of the code or the refresh token that a request brings."""
+    grant, fields = asked.payload.grant_type, asked.form
+    if grant == "refresh_token":
+        parts = REFRESH.match(fields.get("refresh_token", ""))
+        return None if parts is None else await context.store.family(_family_id(parts[1]))
+    if grant == DeviceGrant.GRANT_TYPE and fields.get("device_code"):
+        return await context.store.device(fields["device_code"])
+    if grant == "authorization_code" and fields.get("code"):
+        return await context.store.code(fields["code"])
+    return None
+
+
 async def _exchange(context: Context, transaction: Transaction, asked: OAuthRequest) -> Reply:
     """The authorization code grant, and whatever grant there is not."""
-    code = asked.form.get("code", "")
-    held = await context.store.code(code) if code and transaction.client is not None else None
+    code, held = asked.form.get("code", ""), asked.held
     family_secret, secret = new_secret(16), new_secret()
     if isinstance(held, Code):
         transaction.code = held
@@ -194,16 +209,15 @@ async def _exchange(context: Context, transaction: Transaction, asked: OAuthRequ
 
 async def _device(context: Context, transaction: Transaction, asked: OAuthRequest) -> Reply:
     """The device grant. It ends as the authorization code grant does; until then the device asks and asks."""
-    code = asked.form.get("device_code", "")
-    held = await context.store.device(code) if code and transaction.client is not None else None
+    code, held = asked.form.get("device_code", ""), asked.held
     if isinstance(held, UsedCode):
         await _replayed(context, transaction, held)
         return _invalid_grant(transaction, asked)
     family_secret, secret = new_secret(16), new_secret()
-    transaction.device = held
-    if held is not None and held.grant is None and not held.denied:
+    transaction.device = held if isinstance(held, Device) else None
+    if isinstance(held, Device) and held.grant is None and not held.denied:
         transaction.polled_too_soon = await context.store.polled_too_soon(code)
-    if held is not None and held.grant is not None:
+    if isinstance(held, Device) and held.grant is not None:
         transaction.identity = context.entitled(held.grant.service, held.grant.identity)
         transaction.family = Family(_family_id(family_secret), held.grant)
         transaction.register_token_generator(
@@ -316,7 +330,7 @@ async def _refresh(context: Context, transaction: Transaction, asked: OAuthReque
         refused: Reply = transaction.create_token_response(asked)
         return refused
     family_secret, secret = parts.groups()
-    family = await context.store.family(_family_id(family_secret))
+    family = asked.held if isinstance(asked.held, Family) else None
     salt = new_secret()
     if family is not None:
         transaction.family = family
