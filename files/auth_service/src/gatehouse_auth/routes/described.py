@@ -329,3 +329,6 @@ OPERATORS_DISCONNECT = _route(
     {303: ON, **DENIED, **FOR_PEOPLE},
     body=(FORM, _object({"csrf": TEXT, "user": ANYTHING, "connection": TEXT})),
 )
+OPERATORS_REMOVE = _route(
+    {303: ON, **DENIED, **FOR_PEOPLE}, body=(FORM, _object({"csrf": TEXT, "client": TEXT}))
+)

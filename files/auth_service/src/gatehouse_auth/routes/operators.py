@@ -95,7 +95,7 @@ async def disconnect(request: Request) -> Response:
     return RedirectResponse(f"{context.settings.issuer}/operators", 303)
 
 
-@router.post("/operators/remove")
+@router.post("/operators/remove", **described.OPERATORS_REMOVE)
 async def remove(request: Request) -> Response:
     """Remove an app that has registered itself: nobody is connected to it any more."""
     context, operator, fields = await _submitted(request)
