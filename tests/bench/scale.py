@@ -144,6 +144,7 @@ class Gateway:
         (code, client), *_ = await our_codes(self.fleet, self.node.port, lambda: person(0))(1)
         refresh = await exchange(connection, code, client)
         await renew(connection, refresh, client)
+        connection.close()
         (grant,) = admin.scan_iter("gh:family:*", 1000)
         copied = [grant, f"gh:client:{client}"]
         # What is made up is written once, when all is there.
@@ -156,6 +157,7 @@ class Gateway:
 
         who = lambda: person(secrets.randbelow(self.people))  # noqa: E731
         codes = await our_codes(self.fleet, self.node.port, who)(CONNECTIONS)
+        connection = Connection(self.node.port)
         self.tokens = [
             (await exchange(connection, code, client), client) for code, client in codes[:CONNECTIONS]
         ]
