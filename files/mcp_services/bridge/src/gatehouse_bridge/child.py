@@ -301,6 +301,14 @@ class Child:
             params = {"requestId": call.number, "reason": reason}
             self.process.write_now(jsonrpc.notification("notifications/cancelled", params))
 
+    def give_up(self, call: Call) -> None:
+        """Cancel a request that takes too long, and tell who waits."""
+        self.abandon(call, "takes too long")
+        call.stream.put(
+            jsonrpc.error(call.id, jsonrpc.REQUEST_CANCELLED, "The call took too long, and was cancelled"),
+            final=True,
+        )
+
     def attach(self, client: Client) -> None:
         """Begin to exchange messages with it."""
         self.clients[client] = None
