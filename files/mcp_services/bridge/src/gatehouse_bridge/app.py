@@ -20,6 +20,7 @@ from gatehouse_bridge.http import (
     Scope,
     Send,
     TooLargeError,
+    hostname,
 )
 from gatehouse_bridge.jsonrpc import Message, MessageError
 from gatehouse_bridge.launch import Launcher
@@ -151,11 +152,7 @@ class App:
         return jsonrpc.dump(body)
 
     def _host_is_ours(self, request: Request) -> bool:
-        try:
-            host = urlsplit(f"//{request.header(b'host') or ''}").hostname
-        except ValueError:
-            return False
-        return host in self._hosts
+        return hostname(request.headers.get(b"host", b"")) in self._hosts
 
     # POST
 

@@ -244,7 +244,7 @@ class Child:
                 meta if token is None else meta | {"progressToken": number}
             )
         self.calls[number] = call
-        self._metrics.waiting.inc()
+        self._metrics.waiting += 1
         try:
             await self.process.write(message.edited(edits))
         except BusyError:
@@ -366,7 +366,7 @@ class Child:
         call = self.calls.pop(number, None)
         if call is not None:
             self.idle_since = time.monotonic()
-            self._metrics.waiting.dec()
+            self._metrics.waiting -= 1
         return call
 
     def _gone(self) -> ChildError:
@@ -501,7 +501,7 @@ class Child:
             if not own.done():
                 own.set_exception(error)
         calls, self.calls = list(self.calls.values()), {}
-        self._metrics.waiting.dec(len(calls))
+        self._metrics.waiting -= len(calls)
         for call in calls:
             self._metrics.failed(error.reason)
             call.stream.put(error.response(call.id), final=True)

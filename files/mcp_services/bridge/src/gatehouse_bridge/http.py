@@ -46,6 +46,15 @@ def _media_types(accept: bytes) -> frozenset[bytes]:
     return frozenset(part.split(b";")[0].strip().lower() for part in accept.split(b","))
 
 
+@lru_cache(64)
+def hostname(host: bytes) -> str | None:
+    """The name in a `Host` header, without a port; None where there is none."""
+    try:
+        return urlsplit(f"//{host.decode('latin-1')}").hostname
+    except ValueError:
+        return None
+
+
 class Request:
     """One HTTP request."""
 
@@ -77,10 +86,7 @@ class Request:
     @property
     def from_here(self) -> bool:
         """Whether it was made on this host, to a loopback address, and came through no proxy."""
-        try:
-            named = urlsplit(f"//{self.header(b'host') or ''}").hostname
-        except ValueError:
-            return False
+        named = hostname(self.headers.get(b"host", b""))
         forwarded = any(name.startswith((b"x-forwarded-", b"x-gatehouse-")) for name in self.headers)
         return (
             self._client in LOOPBACK
