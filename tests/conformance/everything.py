@@ -326,8 +326,8 @@ async def test_reconnection(call: Call) -> Answer:
     """Close the event stream in the middle of the call, where the transport has one."""
     if call.context.close_sse_stream is not None:
         await call.context.close_sse_stream()
-    # Longer than the bridge waits before it answers with an event stream.
-    await asyncio.sleep(1)
+    # Over stdio it is the bridge that closes it, after `STREAM_SECONDS` of `run.py`.
+    await asyncio.sleep(6)
     return complete(text("Reconnection test completed"))
 
 
@@ -459,6 +459,8 @@ async def test_input_required_result_capabilities(call: Call) -> Answer:
 
 async def list_tools(_context: Any, _params: Any) -> types.ListToolsResult:
     """`tools/list`."""
+    # Longer than the bridge waits before it answers with an event stream, which the suite has several of at once.
+    await asyncio.sleep(0.6)
     tools = [
         {"name": name, "description": function.__doc__, "inputSchema": schema}
         for name, (schema, function) in TOOLS.items()

@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -43,6 +44,10 @@ from gateway import Gateway  # noqa: E402
 REVISIONS = ("2025-06-18", "2025-11-25", "2026-07-28")
 SERVICE = "conformance"
 ON_HOST = "/opt/conformance/everything.py"
+# A server on stdio has no stream to close: the bridge does it, here within the time that the suite gives it.
+STREAM_SECONDS = 4
+SETTING = f"[Service]\nEnvironment=GATEHOUSE_STREAM_SECONDS={STREAM_SECONDS}\n"
+SETTING_ON_HOST = f"/etc/systemd/system/gatehouse-{SERVICE}@.service.d/conformance.conf"
 CALLBACK = 33419
 TABLE = ROOT / "docs" / "conformance.md"
 # The suite has no failure for what it only recommends.
@@ -202,10 +207,15 @@ class TokenProxy:
         """The thread ends with the process."""
 
 
+def place(host: Any, path: str, content: bytes) -> None:
+    """Write a file on a host."""
+    encoded = base64.b64encode(content).decode()
+    host.check_output(f"mkdir -p {Path(path).parent} && echo {encoded} | base64 -d > {path}")
+
+
 @contextmanager
 def service(fleet: Fleet) -> Iterator[None]:
     """The server as a service of the gateway, until the block ends."""
-    script = base64.b64encode((HERE / "everything.py").read_bytes()).decode()
     hosts = fleet.hosts("gateway_mcp")
     lock = (HERE / "requirements.lock").absolute()
     version = (HERE / "requirements.in").read_text().strip()
@@ -215,7 +225,8 @@ def service(fleet: Fleet) -> Iterator[None]:
         "command": ["python", ON_HOST, "stdio"],
     }
     for host in hosts:
-        host.check_output(f"mkdir -p {Path(ON_HOST).parent} && echo {script} | base64 -d > {ON_HOST}")
+        place(host, ON_HOST, (HERE / "everything.py").read_bytes())
+        place(host, SETTING_ON_HOST, SETTING.encode())
     try:
         played = fleet.play("site.yml", {"gatehouse_mcp_services_group": {SERVICE: wanted}})
         if played.status:
@@ -224,7 +235,7 @@ def service(fleet: Fleet) -> Iterator[None]:
     finally:
         fleet.play("site.yml")
         for host in hosts:
-            host.check_output(f"rm -r {Path(ON_HOST).parent}")
+            host.check_output(f"rm -r {Path(ON_HOST).parent} {Path(SETTING_ON_HOST).parent}")
 
 
 def authorization(

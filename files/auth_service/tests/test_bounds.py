@@ -6,7 +6,7 @@ from test_account import account
 from gatehouse_auth.oauth.server import DeviceGrant
 
 # Lists that scripts cut to a length (CLIENTS, PEOPLE, UNUSED_CLIENTS).
-BOUNDED = {"gh:clients", "gh:people", "gh:clients:unused"}
+BOUNDED = {"gh:clients", "gh:people", "gh:clients:unused", "gh:dataset"}
 # One of each kind that the service writes without anything of another host.
 KINDS = {
     "client",

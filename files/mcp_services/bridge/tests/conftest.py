@@ -181,13 +181,14 @@ class Bridge:
     """A running bridge; `user` is who asks where a test does not say."""
 
     user = ""
+    program = ("-m", "gatehouse_bridge")
 
     def __init__(self, env: dict[str, str], log: Path, before: Callable[[], object] | None = None) -> None:
         self.url = f"http://{env['GATEHOUSE_LISTEN']}"
         self._log = log
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gatehouse_bridge"],
+                [sys.executable, *self.program],
                 env=env,
                 stdout=file,
                 preexec_fn=before,

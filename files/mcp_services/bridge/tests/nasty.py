@@ -81,9 +81,8 @@ def call(identifier: Any, name: str, arguments: dict[str, Any], token: Any) -> A
             notify("notifications/message", level=arguments.get("level", "info"), data=arguments["text"])
             return "logged"
         case "later":
-            threading.Timer(
-                arguments["seconds"], lambda: notify("notifications/message", level="info", data="later")
-            ).start()
+            said = {"level": "info", "data": arguments.get("text", "later")}
+            threading.Timer(arguments["seconds"], notify, ["notifications/message"], said).start()
             return "soon"
         case "changed":
             notify("notifications/tools/list_changed")

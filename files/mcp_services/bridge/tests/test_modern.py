@@ -1,7 +1,8 @@
 """MCP 2026-07-28 in front of a server that speaks it."""
 
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,17 @@ async def test_a_subscription_has_the_name_that_its_client_gave(shared: Bridge) 
     ]
     for message in heard:
         assert message["params"]["_meta"]["io.modelcontextprotocol/subscriptionId"] == "mine"
+
+
+# covers: streams-end
+async def test_a_subscription_ends_in_good_order(start: Callable[..., Bridge]) -> None:
+    bridge = start(COMMAND, STREAM_SECONDS=1)
+    params: dict[str, Any] = {"_meta": META, "notifications": {"toolsListChanged": True}}
+    response = await bridge.stateless("subscriptions/listen", params)
+    acknowledged, end = [json.loads(line[6:]) for line in response.text.splitlines() if line[:5] == "data:"]
+    assert acknowledged["method"] == "notifications/subscriptions/acknowledged"
+    assert (end["id"], end["result"]["resultType"]) == ("a", "complete")
+    assert await said(bridge, "version") == MODERN
 
 
 @pytest.mark.parametrize(

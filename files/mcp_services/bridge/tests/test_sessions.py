@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from mcp.client import Client
+from mcp_types import LoggingMessageNotificationParams
 
 from conftest import ACCEPT, Bridge, alive, answer, eventually
 
@@ -242,3 +244,92 @@ async def test_answers_under_way_are_finished_at_the_end(start: Start) -> None:
     pid = bridge.process.pid
     bridge.process.wait(10)
     assert not alive(pid)
+
+
+# covers: streams-end
+async def test_a_sessions_own_stream_ends_and_is_resumed(start: Start) -> None:
+    bridge = start(STREAM_SECONDS=1)
+    session = await bridge.open()
+    heard: list[str] = []
+    last = None
+
+    async def listen() -> None:
+        nonlocal last
+        async with session.stream(after=last) as events:
+            heard.extend(message["params"]["data"] for message in await events.rest())
+        last = (events.ids or [last])[-1]
+
+    for number in range(3):
+        await session.call("later", seconds=0.3, text=f"while it listens {number}")
+        await listen()
+        await session.call("later", seconds=0.1, text=f"while it is away {number}")
+        await asyncio.sleep(0.3)
+    while len(heard) < 6:
+        await listen()
+    assert heard == [f"while it {does} {number}" for number in range(3) for does in ("listens", "is away")]
+
+
+# covers: streams-end
+async def test_a_call_outlives_the_stream_that_it_was_made_on(start: Start) -> None:
+    bridge = start(STREAM_SECONDS=1)
+    session = await bridge.open()
+    async with session.stream(session.tool("sleep", identifier="long", seconds=3)) as events:
+        assert await events.rest() == []
+    asked, messages = 1, []
+    while not messages:
+        async with session.stream(after=events.ids[-1]) as resumed:
+            messages = await resumed.rest()
+        asked += 1
+    assert asked > 2
+    assert messages[0]["id"] == "long"
+    # A client that could not come back for it gets it on the stream that it has.
+    older = await bridge.open(version="2025-06-18")
+    async with older.stream(older.tool("sleep", identifier="older", seconds=3)) as events:
+        (message,) = await events.rest()
+    assert message["result"]["content"][0]["text"] == "slept"
+
+
+# covers: streams-end
+async def test_a_call_that_cannot_be_resumed_is_cancelled_at_last(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient = "from gatehouse_bridge import __main__, app; app.CALL_SECONDS = 1; __main__.main()"
+    monkeypatch.setattr(Bridge, "program", ("-c", impatient))
+    bridge = start()
+    session = await bridge.open(version="2025-06-18")
+    async with session.stream(session.tool("sleep", identifier="s", seconds=50)) as events:
+        (message,) = await events.rest()
+    assert (message["id"], message["error"]["code"]) == ("s", -32800)
+    assert "notifications/cancelled" in await session.call("seen")
+
+
+# covers: streams-end
+async def test_whoever_lost_access_cannot_come_back(start: Start) -> None:
+    bridge = start(STREAM_SECONDS=1)
+    session = await bridge.open("local:ana")
+    async with session.stream() as events:
+        assert await events.rest() == []
+    session.headers.pop("X-Gatehouse-User")
+    response = await bridge.http.get(session.url, headers=session.headers | {"Last-Event-ID": events.ids[-1]})
+    assert response.status_code == 404
+
+
+# covers: streams-end
+async def test_the_sdks_client_misses_nothing_as_its_streams_end(start: Start) -> None:
+    bridge = start(STREAM_SECONDS=1)
+    heard: list[Any] = []
+
+    async def note(params: LoggingMessageNotificationParams) -> None:
+        heard.append(params.data)
+
+    async with Client(f"{bridge.url}/mcp", mode="legacy", logging_callback=note) as client:
+        for number in range(12):
+            await client.call_tool("later", {"seconds": 0.1, "text": number})
+            await asyncio.sleep(0.3)
+        slept = await client.call_tool("sleep", {"seconds": 3})
+        assert slept.content[0].type == "text"
+        assert slept.content[0].text == "slept"
+        async with asyncio.timeout(60):
+            while len(heard) < 12:
+                await asyncio.sleep(0.1)
+    assert sorted(heard) == [*range(12)]

@@ -238,6 +238,18 @@ async def test_listening_to_changes(start: Start) -> None:
     assert end["result"]["_meta"]["io.modelcontextprotocol/subscriptionId"] == "e"
 
 
+# covers: streams-end
+async def test_listening_ends_in_good_order(start: Start) -> None:
+    bridge = start(STREAM_SECONDS=1)
+    wanted = {"notifications": {"toolsListChanged": True}, "_meta": META}
+    for _ in range(2):
+        async with await events(bridge, wanted, "subscriptions/listen") as response:
+            acknowledged, end = await Events(response).rest()
+        assert acknowledged["method"] == "notifications/subscriptions/acknowledged"
+        assert (end["id"], end["result"]["resultType"]) == ("e", "complete")
+        assert end["result"]["_meta"]["io.modelcontextprotocol/subscriptionId"] == "e"
+
+
 async def test_who_shares_a_child(start: Start) -> None:
     """Without sessions: one user with one client has one child, which others never reach."""
     bridge = start(BRIDGE_WARM=0)

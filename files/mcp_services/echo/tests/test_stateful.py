@@ -144,6 +144,31 @@ def test_a_broken_stream_is_resumed_by_its_last_event(url: str) -> None:
     assert json.loads(resumed[5:])["id"] == client._last
 
 
+# covers: streams-end
+def test_a_session_s_own_stream_ends_and_is_resumed() -> None:
+    with running(**STATEFUL, GATEHOUSE_STREAM_SECONDS="1") as url:
+        client = Client(url, ANA)
+        assert client.post("resources/subscribe", {"uri": COUNTER}).is_success
+
+        def listen(after: str | None) -> tuple[str, int]:
+            headers = client.headers | ({"Last-Event-ID": after} if after else {})
+            told = httpx.get(client.url, headers=headers, timeout=30)
+            assert told.status_code == 200
+            ids = [line[3:].strip() for line in told.text.splitlines() if line.startswith("id:")]
+            return (ids or [after or ""])[-1], len(data_of(told.text))
+
+        last, told = listen(None)
+        assert last, "it begins with an event to come back to"
+        for _ in range(3):
+            # Said while nobody listens.
+            client.tool("count")
+            last, more = listen(last)
+            told += more
+        assert told == 3
+        stranger = client.headers | BEN | {"Last-Event-ID": last}
+        assert httpx.get(client.url, headers=stranger).status_code == 404
+
+
 # covers: session-bounds
 def test_of_a_session_s_events_a_bounded_number_is_kept(url: str) -> None:
     client = Client(url, ANA)

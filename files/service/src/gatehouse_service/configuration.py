@@ -5,6 +5,7 @@ place.
 """
 
 import os
+import random
 import re
 import sys
 from pathlib import Path
@@ -64,7 +65,15 @@ class ServiceSettings(BaseSettings):
     listen: Listen
     public_url: Annotated[str, AfterValidator(_public_url)]
     drain_seconds: DrainSeconds = 20
+    stream_seconds: Annotated[float, Field(gt=0, le=86_400)] = 900
     tools: ToolRules = ToolRules()
+
+    def stream_life(self) -> float:
+        """How many seconds an event stream that opens now may last; then its client comes back, and is checked again.
+
+        `stream_seconds` at most, and not the same for all: clients that came at once, as after a restart, do not come back at once.
+        """
+        return random.uniform(0.8, 1) * self.stream_seconds
 
     @property
     def hosts(self) -> frozenset[str]:

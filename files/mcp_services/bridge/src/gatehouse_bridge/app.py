@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Hashable, Mapping
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
@@ -19,6 +20,7 @@ from gatehouse_bridge.http import (
     Scope,
     Send,
     TooLargeError,
+    hostname,
 )
 from gatehouse_bridge.jsonrpc import Message, MessageError
 from gatehouse_bridge.launch import Launcher
@@ -44,6 +46,8 @@ ROUND_SECONDS = 600.0
 STATELESS_PATIENCE = 15.0
 # How long a server's list of tools is taken to be the same, where only it can know.
 MIRRORS_SECONDS = 60.0
+# A call whose client could not come back for the answer is not cut off by the end of a stream's life. It gets so long.
+CALL_SECONDS = 3600.0
 # A child that starts takes its time; until it has answered there is no session to come back to.
 START_PATIENCE = 60.0
 
@@ -63,6 +67,7 @@ class App:
         self._tools = settings.tools
         self._isolation: Literal["shared", "per_user", "per_session"] = settings.bridge_isolation
         self._idle_seconds = settings.bridge_idle_seconds
+        self._life = settings.stream_life
         self._hosts = LOOPBACK | {(urlsplit(settings.public_url).hostname or "").lower()}
         self._log = log
         self._metrics = Metrics()
@@ -147,11 +152,7 @@ class App:
         return jsonrpc.dump(body)
 
     def _host_is_ours(self, request: Request) -> bool:
-        try:
-            host = urlsplit(f"//{request.header(b'host') or ''}").hostname
-        except ValueError:
-            return False
-        return host in self._hosts
+        return hostname(request.headers.get(b"host", b"")) in self._hosts
 
     # POST
 
@@ -250,11 +251,15 @@ class App:
                 return 200, text
 
             first = message.method == "initialize"
+            # Since 2025-11-25 a client comes back for what is left of an answer.
+            polls = session.version == "2025-11-25"
             complete = await request.reply_with(
                 stream,
                 headers,
                 patience=START_PATIENCE if first else PROMPT_SECONDS,
-                prime=session.version == "2025-11-25",
+                life=self._life() if polls else CALL_SECONDS,
+                expire=None if polls else partial(session.give_up, stream),
+                prime=polls,
                 finish=hello if first else None,
             )
             if complete:
@@ -282,7 +287,13 @@ class App:
         session.connections += 1
         try:
             await request.reply_with(
-                stream, [(b"mcp-session-id", session.id.encode())], patience=None, after=after
+                stream,
+                [(b"mcp-session-id", session.id.encode())],
+                patience=None,
+                life=self._life(),
+                # So that a client to whom nothing has been said yet can say where it was.
+                prime=session.version == "2025-11-25" and after is None,
+                after=after,
             )
         finally:
             session.connections -= 1
@@ -380,8 +391,15 @@ class App:
                 await exchange.begin()
             self._release(request)
             listens = message.method == "subscriptions/listen"
-            patience = None if listens else STATELESS_PATIENCE
-            await request.reply_with(exchange.stream, [], patience, resumable=False, finish=exchange.finish)
+            await request.reply_with(
+                exchange.stream,
+                [],
+                patience=None if listens else STATELESS_PATIENCE,
+                life=self._life() if listens else CALL_SECONDS,
+                expire=exchange.close if listens else exchange.give_up,
+                resumable=False,
+                finish=exchange.finish,
+            )
         except Refusal as refusal:
             await request.reply(refusal.status, refusal.response(message.id))
         except ChildError as error:

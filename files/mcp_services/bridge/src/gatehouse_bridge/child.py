@@ -244,7 +244,7 @@ class Child:
                 meta if token is None else meta | {"progressToken": number}
             )
         self.calls[number] = call
-        self._metrics.waiting.inc()
+        self._metrics.waiting += 1
         try:
             await self.process.write(message.edited(edits))
         except BusyError:
@@ -300,6 +300,14 @@ class Child:
         if self._finish(call.number):
             params = {"requestId": call.number, "reason": reason}
             self.process.write_now(jsonrpc.notification("notifications/cancelled", params))
+
+    def give_up(self, call: Call) -> None:
+        """Cancel a request that takes too long, and tell who waits."""
+        self.abandon(call, "takes too long")
+        call.stream.put(
+            jsonrpc.error(call.id, jsonrpc.REQUEST_CANCELLED, "The call took too long, and was cancelled"),
+            final=True,
+        )
 
     def attach(self, client: Client) -> None:
         """Begin to exchange messages with it."""
@@ -358,7 +366,7 @@ class Child:
         call = self.calls.pop(number, None)
         if call is not None:
             self.idle_since = time.monotonic()
-            self._metrics.waiting.dec()
+            self._metrics.waiting -= 1
         return call
 
     def _gone(self) -> ChildError:
@@ -493,7 +501,7 @@ class Child:
             if not own.done():
                 own.set_exception(error)
         calls, self.calls = list(self.calls.values()), {}
-        self._metrics.waiting.dec(len(calls))
+        self._metrics.waiting -= len(calls)
         for call in calls:
             self._metrics.failed(error.reason)
             call.stream.put(error.response(call.id), final=True)

@@ -1,6 +1,8 @@
 """The HTTP side, on bare ASGI: a request, a plain answer, and an answer that may become an event stream."""
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from functools import lru_cache
@@ -44,6 +46,15 @@ def _media_types(accept: bytes) -> frozenset[bytes]:
     return frozenset(part.split(b";")[0].strip().lower() for part in accept.split(b","))
 
 
+@lru_cache(64)
+def hostname(host: bytes) -> str | None:
+    """The name in a `Host` header, without a port; None where there is none."""
+    try:
+        return urlsplit(f"//{host.decode('latin-1')}").hostname
+    except ValueError:
+        return None
+
+
 class Request:
     """One HTTP request."""
 
@@ -75,10 +86,7 @@ class Request:
     @property
     def from_here(self) -> bool:
         """Whether it was made on this host, to a loopback address, and came through no proxy."""
-        try:
-            named = urlsplit(f"//{self.header(b'host') or ''}").hostname
-        except ValueError:
-            return False
+        named = hostname(self.headers.get(b"host", b""))
         forwarded = any(name.startswith((b"x-forwarded-", b"x-gatehouse-")) for name in self.headers)
         return (
             self._client in LOOPBACK
@@ -137,6 +145,8 @@ class Request:
         stream: Stream,
         headers: Headers,
         patience: float | None,
+        life: float,
+        expire: Callable[[], None] | None = None,
         prime: bool = False,
         resumable: bool = True,
         after: int | None = None,
@@ -149,13 +159,16 @@ class Request:
             headers: Headers besides those of the content.
             patience: Seconds that the final message may take to be answered as plain JSON, as long as nothing
                 comes before it; None to begin with the event stream at once.
+            life: Seconds that an event stream may last.
+            expire: Called when it has lasted so long, to bring what it is for to an end; None where it just ends, and its client
+                may come back for the rest.
             prime: Whether an event stream begins with an event that has only an id (MCP 2025-11-25).
             resumable: Whether events have ids.
             after: Number of the last event that the client has.
             finish: Turns the final message into what the client gets, and its status where that is still open.
 
         Returns:
-            Whether the client got all; False if it went, or another connection took the stream over.
+            Whether the client got all; False if it went, has to come back, or another connection took the stream over.
         """
         reader = stream.attach(after)
         watcher: asyncio.Task[None] | None = None
@@ -174,7 +187,7 @@ class Request:
                     await self.reply(status, text, headers)
                     return True
             watcher = watcher or asyncio.get_running_loop().create_task(self._watch(stream, reader))
-            return await self._events(stream, reader, headers, prime, resumable, finish)
+            return await self._events(stream, reader, headers, life, expire, prime, resumable, finish)
         finally:
             stream.detach(reader)
             if watcher is not None:
@@ -187,26 +200,32 @@ class Request:
         stream: Stream,
         reader: object,
         headers: Headers,
+        life: float,
+        expire: Callable[[], None] | None,
         prime: bool,
         resumable: bool,
         finish: Callable[[str], tuple[int, str]] | None,
     ) -> bool:
         await self._send({"type": "http.response.start", "status": 200, "headers": [*EVENTS, *headers]})
-        first = (
-            f"id: {stream.number}-{stream.read}\nretry: {RETRY_MILLISECONDS}\ndata:\n\n"
-            if prime
-            else ": open\n\n"
-        )
-        await self._send_part(first.encode())
+        retry = f"retry: {RETRY_MILLISECONDS}\n" if resumable else ""
+        name = f"id: {stream.number}-{stream.read}\n" if prime else ""
+        await self._send_part(f"{name}{retry}{'data:' if prime else ': open'}\n\n".encode())
+        until = time.monotonic() + life
         while True:
+            left = until - time.monotonic()
+            if left <= 0 and expire is not None:
+                expire()
+                expire, until = None, math.inf
+            elif left <= 0:
+                stream.detach(reader)
             events = stream.take(reader)
             if events is None:
                 complete = stream.ended_for(reader)
                 await self._send({"type": "http.response.body", "body": b""})
                 return complete
             if not events:
-                quiet = await stream.wait(KEEP_ALIVE_SECONDS)
-                if quiet:
+                quiet = await stream.wait(min(KEEP_ALIVE_SECONDS, left))
+                if quiet and left > KEEP_ALIVE_SECONDS:
                     await self._send_part(b": keep-alive\n\n")
                 continue
             parts = []

@@ -87,6 +87,8 @@ class Launcher:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
+                # The event loop reads and writes: a buffer of 8 KiB for each pipe would only lie there.
+                bufsize=0,
                 env={**environment, tree.MARK: mark},
                 start_new_session=True,
                 preexec_fn=self._before(group),

@@ -50,9 +50,11 @@ class Metrics:
             "Bytes of requests that are being read or wait for a child",
             registry=registry,
         )
-        self.waiting = Gauge(
+        # Requests that a child has not answered yet.
+        self.waiting = 0
+        Gauge(
             name("requests_waiting"), "Requests that a child has not answered yet", registry=registry
-        )
+        ).set_function(lambda: self.waiting)
         self._seconds = Histogram(
             name("request_seconds"),
             "What a child took to answer",
@@ -60,6 +62,7 @@ class Metrics:
             buckets=BUCKETS,
             registry=registry,
         )
+        self._seconds_of = {method: self._seconds.labels(method) for method in METHODS}
         self.started = Counter(name("children_started"), "Processes started", registry=registry)
         self.crashed = Counter(
             name("children_crashed"), "Processes that ended without being asked to", registry=registry
@@ -100,7 +103,7 @@ class Metrics:
 
     def answered(self, method: str, seconds: float) -> None:
         """A child has answered a request."""
-        self._seconds.labels(method if method in METHODS else "other").observe(seconds)
+        (self._seconds_of.get(method) or self._seconds.labels("other")).observe(seconds)
 
     def failed(self, reason: str) -> None:
         """A request could not be served; the reason is one of the bridge's own words."""

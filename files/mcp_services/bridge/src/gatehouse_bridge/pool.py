@@ -19,6 +19,8 @@ SWEEP_SECONDS = 5.0
 # A child that ends this soon did not start well; the next is then started only when it is needed.
 SHORT_LIFE_SECONDS = 5.0
 START_PAUSE_SECONDS = 30.0
+# A child that starts takes the processor from the first requests of the session that took the last one.
+REFILL_PAUSE_SECONDS = 0.5
 
 
 class Pool:
@@ -198,7 +200,7 @@ class Pool:
         while self._warm:
             process = self._warm.pop(0)
             if process.usable:
-                self._spawn(self._refill())
+                self._spawn(self._refill(REFILL_PAUSE_SECONDS))
                 return process
         while self.count >= self._most:
             leaving = [process.stop() for process in self._processes.values() if process.stopping]
@@ -206,7 +208,7 @@ class Pool:
                 raise ChildError("too_many_children", "All places are taken; try again later")
             await asyncio.wait(leaving, return_when=asyncio.FIRST_COMPLETED)
         process = await self._start(environment)
-        self._spawn(self._refill())
+        self._spawn(self._refill(REFILL_PAUSE_SECONDS))
         return process
 
     async def _start(self, environment: dict[str, str]) -> Process:
@@ -220,7 +222,8 @@ class Pool:
         await process.connect()
         return process
 
-    async def _refill(self) -> None:
+    async def _refill(self, pause: float = 0) -> None:
+        await asyncio.sleep(pause)
         async with self._refilling:
             for process in [process for process in self._warm if not process.usable]:
                 self._cooled(process)

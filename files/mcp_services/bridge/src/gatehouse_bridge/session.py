@@ -83,6 +83,11 @@ class Session:
             self.version = str(result.value.get("protocolVersion"))
         return bool(self.version)
 
+    def give_up(self, stream: Stream) -> None:
+        """Wait no longer for the answer that a stream is for."""
+        for call in [call for call in self.child.calls.values() if call.stream is stream]:
+            self.child.give_up(call)
+
     def forget(self, stream: Stream) -> None:
         """The client has had all of a stream in one piece: it will not ask for it again."""
         self._streams.pop(stream.number, None)

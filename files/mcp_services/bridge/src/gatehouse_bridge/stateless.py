@@ -189,6 +189,11 @@ class Exchange:
         call.client, call.id, self.stream = self, self._message.id or "null", call.stream
         self._call = call
 
+    def give_up(self) -> None:
+        """Wait no longer for the answer."""
+        if self._call is not None:
+            self._child.give_up(self._call)
+
     def end(self) -> None:
         """The client has its answer, or has gone: then it is cancelled (basic/patterns/cancellation)."""
         self._child.detach(self)

@@ -4,6 +4,7 @@ The SDK keeps a session and its streams. What it leaves to a service is here: a 
 one are no one else's.
 """
 
+import asyncio
 import secrets
 import time
 from collections import deque
@@ -14,7 +15,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from mcp.server.lowlevel import Server
-from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
+from mcp.server.streamable_http import GET_STREAM_KEY, EventCallback, EventMessage, EventStore
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp_types import JSONRPCMessage
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
@@ -26,6 +27,8 @@ from gatehouse_service.native import App, Receive, Scope, Send, reply
 # What is kept of a session's events.
 MAX_EVENTS = 256
 MAX_BYTES = 256 * 1024
+# After how long a client whose stream ended comes back.
+RETRY_MILLISECONDS = 1000
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class StatefulApp(App):
 
     def __init__(self, settings: ServiceSettings, echo: EchoSettings, server: Server[Any]) -> None:
         """See the class."""
+        self._life = settings.stream_life
         self._per_user = echo.max_sessions_per_user
         # Nothing but the SDK's task of a session holds it: when that ends, it is gone.
         self._sessions: WeakValueDictionary[str, Session] = WeakValueDictionary()
@@ -141,7 +145,43 @@ class StatefulApp(App):
             return
         session.requests += 1
         CURRENT.set(session)
-        await self._mcp.handle_request(scope, receive, send)
+        if scope["method"] == "GET":
+            # Older revisions do not know an event without data.
+            primed = version == "2025-11-25" and b"last-event-id" not in headers
+            await self._listen(session if primed else None, scope, receive, send)
+        else:
+            await self._mcp.handle_request(scope, receive, send)
+
+    async def _listen(self, primed: Session | None, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a stream that would never end until its life is over: then its client comes back, and is checked again.
+
+        `primed` is the session where the stream begins with an event without data, from which it can be resumed.
+        """
+        until = asyncio.get_running_loop().time() + self._life()
+        ended: bool | None = None
+
+        async def receive_until() -> MutableMapping[str, Any]:
+            try:
+                async with asyncio.timeout_at(until):
+                    return await receive()
+            except TimeoutError:
+                return {"type": "http.disconnect"}
+
+        async def watch(message: MutableMapping[str, Any]) -> None:
+            nonlocal ended
+            await send(message)
+            if message["type"] == "http.response.start":
+                ended = False
+                if message["status"] == 200:
+                    name = f"id: {primed.keep(GET_STREAM_KEY, None)}\n" if primed else ""
+                    event = f"{name}retry: {RETRY_MILLISECONDS}\n{'data:' if primed else ': open'}\n\n"
+                    await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+            else:
+                ended = not message.get("more_body", False)
+
+        await self._mcp.handle_request(scope, receive_until, watch)
+        if ended is False:
+            await send({"type": "http.response.body", "body": b""})
 
     async def _open(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
         async def watch(message: MutableMapping[str, Any]) -> None:
