@@ -217,7 +217,9 @@ class _Provider(OpenID):
         settings = OpenIDProvider(issuer=PROVIDER, client_id="c")
         super().__init__("okta", settings, "secret", f"{ISSUER}/signin/okta/callback", httpx.AsyncClient())
         where = [f"{PROVIDER}/{name}" for name in ("authorize", "token", "keys", "userinfo", "end")]
-        self._described = Description(*where, basic=True, algorithms=("ES256",), names_issuer=True, scopes=("openid",))
+        self._described = Description(
+            *where, basic=True, algorithms=("ES256",), names_issuer=True, scopes=("openid",)
+        )
 
     async def _key(self, header: Any) -> Any:
         fits = header.get("alg") == "ES256" and header.get("kid") in ("key-0", None)

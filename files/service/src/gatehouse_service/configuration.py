@@ -73,7 +73,7 @@ class ServiceSettings(BaseSettings):
 
         `stream_seconds` at most, and not the same for all: clients that came at once, as after a restart, do not come back at once.
         """
-        return random.uniform(0.8, 1) * self.stream_seconds
+        return random.uniform(0.8, 1) * self.stream_seconds  # noqa: S311 - no secret
 
     @property
     def hosts(self) -> frozenset[str]:
