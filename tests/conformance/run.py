@@ -330,7 +330,8 @@ def main() -> None:
     with Gateway(options.gateway_domain, trust) as gateway, service(fleet):
         url = gateway.service(SERVICE)
 
-        def authorize(at: str) -> str:
+        def authorize(at: str, agrees: bool) -> str:
+            assert agrees
             with Browser(person, trust) as browser:
                 return browser.authorize(at, REDIRECT)
 
