@@ -214,6 +214,31 @@ class Child:
         Raises:
             ChildError: it cannot take the request.
         """
+        call, text = self._begin(client, message, stream, without)
+        if text:
+            try:
+                await self.process.write(text)
+            except BusyError:
+                self._finish(call.number)
+                raise ChildError("child_unresponsive", "The MCP server does not read its input") from None
+            except asyncio.CancelledError:
+                self._finish(call.number)
+                raise
+        return call
+
+    def request_now(
+        self, client: Client, message: Message, stream: Stream, without: frozenset[str] = frozenset()
+    ) -> Call:
+        """The same as `request` for a child whose process is `ready`."""
+        call, text = self._begin(client, message, stream, without)
+        if text:
+            self.process.write_now(text)
+        return call
+
+    def _begin(
+        self, client: Client, message: Message, stream: Stream, without: frozenset[str]
+    ) -> tuple[Call, str]:
+        """Note a request, and make the text that the child gets; it is empty where the answer is known."""
         if not self.process.usable:
             raise self._gone()
         number = self._next()
@@ -229,7 +254,7 @@ class Child:
         )
         if call.method == "resources/unsubscribe" and call.uri and not self.unsubscribe(client, call.uri):
             stream.put(jsonrpc.result(call.id, {}), final=True)
-            return call
+            return call, ""
         edits: dict[tuple[str, ...], str] = {("id",): str(number)}
         token = message.meta.get("progressToken")
         if token is not None:
@@ -245,15 +270,7 @@ class Child:
             )
         self.calls[number] = call
         self._metrics.waiting += 1
-        try:
-            await self.process.write(message.edited(edits))
-        except BusyError:
-            self._finish(number)
-            raise ChildError("child_unresponsive", "The MCP server does not read its input") from None
-        except asyncio.CancelledError:
-            self._finish(number)
-            raise
-        return call
+        return call, message.edited(edits)
 
     async def notify(self, client: Client, message: Message) -> None:
         """Send a client's notification.

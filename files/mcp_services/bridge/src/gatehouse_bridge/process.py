@@ -98,6 +98,11 @@ class Process:
         return self._output_open and self.code is None and self._stopping is None
 
     @property
+    def ready(self) -> bool:
+        """Whether it takes a message at once."""
+        return self.usable and self._stdin.drained
+
+    @property
     def stopping(self) -> bool:
         """Whether it is being ended."""
         return self._stopping is not None
@@ -262,6 +267,10 @@ class _Stdin(asyncio.BaseProtocol):
 
     def resume_writing(self) -> None:
         self._drained.set()
+
+    @property
+    def drained(self) -> bool:
+        return self._drained.is_set()
 
     async def ready(self) -> bool:
         if self._drained.is_set():
