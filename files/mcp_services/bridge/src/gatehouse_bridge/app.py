@@ -189,12 +189,11 @@ class App:
         Returns:
             None where it is anything else: then nothing has happened, and it is for `__call__` to answer.
         """
-        if (
-            not self._host_is_ours(request)
-            or not _is_json(request)
-            or not request.accepts(JSON, EVENT_STREAM)
-            or self._bodies + len(body) > BODIES_MAX
-        ):
+        if request.common is None:
+            request.common = (
+                self._host_is_ours(request) and _is_json(request) and request.accepts(JSON, EVENT_STREAM)
+            )
+        if not request.common or self._bodies + len(body) > BODIES_MAX:
             return None
         try:
             message = Message.parse(body)

@@ -255,7 +255,7 @@ class Child:
         if call.method == "resources/unsubscribe" and call.uri and not self.unsubscribe(client, call.uri):
             stream.put(jsonrpc.result(call.id, {}), final=True)
             return call, ""
-        edits: dict[tuple[str, ...], str] = {("id",): str(number)}
+        edits: dict[tuple[str, ...], str] = {}
         token = message.meta.get("progressToken")
         if token is not None:
             edits["params", "_meta", "progressToken"] = str(number)
@@ -270,7 +270,9 @@ class Child:
             )
         self.calls[number] = call
         self._metrics.waiting += 1
-        return call, message.edited(edits)
+        if not edits:
+            return call, message.with_id(str(number))
+        return call, message.edited({("id",): str(number)} | edits)
 
     async def notify(self, client: Client, message: Message) -> None:
         """Send a client's notification.
@@ -431,10 +433,11 @@ class Child:
         self._metrics.answered(call.method, time.monotonic() - call.since)
         if call.method == "resources/subscribe" and call.uri and "result" in message.members:
             self.subscribe(call.client, call.uri)
-        edits: dict[tuple[str, ...], str] = {("id",): call.id}
         if call.method == "subscriptions/listen":
-            edits["result", "_meta", SUBSCRIPTION_KEY] = call.id
-        text = message.edited(edits)
+            edits = {("id",): call.id, ("result", "_meta", SUBSCRIPTION_KEY): call.id}
+            text = message.edited(edits)
+        else:
+            text = message.with_id(call.id)
         if call.method == "tools/list" and call.client.permit is not None:
             try:
                 text = call.client.permit.listed(text)

@@ -30,6 +30,9 @@ def protocol(app: App) -> type[asyncio.Protocol]:
     class Direct(Connection):
         # The body of a request that may be begun from here, as far as it has come.
         _body: bytes | None = None
+        # The last one: on a connection the next has the same headers, mostly.
+        _request: Request | None = None
+        _fields: Headers | None = None
         # What has been begun, who reads its stream, and until when its answer is one piece.
         _turn: Turn | None = None
         _reader: object = None
@@ -84,8 +87,12 @@ def protocol(app: App) -> type[asyncio.Protocol]:
             if body is None:
                 super().on_message_complete()
                 return
-            self.scope["method"], self.scope["path"] = "POST", "/mcp"
-            turn = app.begin(Request(self.scope, _unused, _unused), body)
+            request = self._request
+            if request is None or self.headers != self._fields:
+                self.scope["method"], self.scope["path"] = "POST", "/mcp"
+                request = self._request = Request(self.scope, _unused, _unused)
+                self._fields = self.headers
+            turn = app.begin(request, body)
             if turn is None:
                 self._pass_on(body)
                 super().on_message_complete()

@@ -70,7 +70,7 @@ def plain(text: str, headers: Headers, content_type: bytes) -> tuple[Headers, by
 class Request:
     """One HTTP request."""
 
-    __slots__ = ("_client", "_receive", "_send", "headers", "held", "method", "path", "repeated")
+    __slots__ = ("_client", "_receive", "_send", "common", "headers", "held", "method", "path", "repeated")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the class."""
@@ -80,6 +80,8 @@ class Request:
         self.path: str = scope["path"]
         # Bytes of its body that are counted as under way.
         self.held = 0
+        # Whether its headers are those of a common request; None until someone looks.
+        self.common: bool | None = None
         self.headers: dict[bytes, bytes] = {}
         # Headers that stand more than once, of which two readers could take different ones.
         self.repeated: set[bytes] = set()
