@@ -6,12 +6,14 @@ module, and so does what turns out to be an event stream.
 """
 
 import asyncio
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
+from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from gatehouse_bridge.app import App, Turn
-from gatehouse_bridge.http import JSON, Headers, Receive, Request, Scope, Send, plain
+from gatehouse_bridge.http import JSON, Headers, Request, Scope, plain
 from gatehouse_service.connection import Connection
 
 # A request with one of these is read, or answered, in another way.
@@ -33,9 +35,10 @@ def protocol(app: App) -> type[asyncio.Protocol]:
         # The last one: on a connection the next has the same headers, mostly.
         _request: Request | None = None
         _fields: Headers | None = None
-        # What has been begun, who reads its stream, and until when its answer is one piece.
+        # What has been begun, who reads its stream, what asked for it, and until when its answer is one piece.
         _turn: Turn | None = None
         _reader: object = None
+        _asked: HTTPScope
         _until = 0.0
         _look: asyncio.TimerHandle | None = None
 
@@ -87,10 +90,10 @@ def protocol(app: App) -> type[asyncio.Protocol]:
             if body is None:
                 super().on_message_complete()
                 return
+            self.scope["method"], self.scope["path"] = "POST", "/mcp"
             request = self._request
             if request is None or self.headers != self._fields:
-                self.scope["method"], self.scope["path"] = "POST", "/mcp"
-                request = self._request = Request(self.scope, _unused, _unused)
+                request = self._request = Request(cast(Scope, self.scope), _unused, _unused)
                 self._fields = self.headers
             turn = app.begin(request, body)
             if turn is None:
@@ -98,11 +101,11 @@ def protocol(app: App) -> type[asyncio.Protocol]:
                 super().on_message_complete()
                 return
             self._body = None
-            self._turn, self._reader = turn, turn.stream.attach()
+            self._turn, self._reader, self._asked = turn, turn.stream.attach(), self.scope
             self._until = self.loop.time() + turn.patience
-            turn.stream.on_change = self._go_on
+            turn.stream.on_change = partial(self._go_on, turn)
             if turn.stream.final:
-                self._go_on()
+                self._go_on(turn)
             elif self._look is None:
                 self._look = self.loop.call_later(LOOK_SECONDS, self._look_after)
 
@@ -118,10 +121,8 @@ def protocol(app: App) -> type[asyncio.Protocol]:
             if body:
                 super().on_body(body)
 
-        def _go_on(self) -> None:
+        def _go_on(self, turn: Turn) -> None:
             """Something has happened on the stream."""
-            turn = self._turn
-            assert turn is not None
             text = turn.stream.answer
             if text is None or not turn.stream.is_read_by(self._reader) or self.flow.write_paused:
                 self._hand_over(turn)
@@ -150,14 +151,14 @@ def protocol(app: App) -> type[asyncio.Protocol]:
             self._turn = turn.stream.on_change = None
             reader, patience = self._reader, max(0.0, self._until - self.loop.time())
 
-            async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            async def answer(scope: Any, receive: Any, send: Any) -> None:
                 try:
                     await turn.answer(Request(scope, receive, send), reader, patience)
                 finally:
                     turn.end(False)
 
             self.cycle = RequestResponseCycle(
-                scope={"type": "http", "method": "POST", "path": "/mcp", "headers": []},
+                scope=self._asked,
                 transport=self.transport,
                 flow=self.flow,
                 logger=self.logger,
