@@ -29,7 +29,6 @@ from gatehouse_auth.settings import Settings
 from gatehouse_auth.store import StoreUnavailable
 from gatehouse_auth.uses import Uses
 from gatehouse_auth.verifier import Findings
-from gatehouse_service import connection
 
 HOST = b"Host: 127.0.0.1:18000\r\n"
 DATE = [(b"date", b"Mon, 23 Nov 2026 12:00:00 GMT")]
@@ -405,7 +404,7 @@ def test_a_connection_is_closed_once_it_has_been_idle(service: Service) -> None:
 def test_a_head_that_never_ends_ends_its_connection(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 2)
+    monkeypatch.setattr("gatehouse_service.connection.HEAD_SECONDS", 2)
     known = forge(service.key)
     whole, begun = check(known), b"GET /internal/check/echo HTTP/1.1\r\nX-Slow: "
     handed_on = check(known, path=b"/internal/resource/echo")

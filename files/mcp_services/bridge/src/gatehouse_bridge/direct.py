@@ -71,7 +71,7 @@ def protocol(app: App) -> type[asyncio.Protocol]:
                 and self.parser.get_method() == b"POST"
                 and self.parser.get_http_version() == "1.1"
                 and self.parser.should_keep_alive()
-                and not any(name in MORE for name, _ in self.headers)
+                and (self.headers == self._fields or not any(name in MORE for name, _ in self.headers))
             ):
                 self._body = b""
             else:

@@ -188,12 +188,11 @@ class Message:
 
     def _check(self) -> None:
         identifier = self.members.get("id")
-        # An error may have the id null: its sender could not read the request.
-        may_be_null = self.method is None and "error" in self.members
+        # An error may have the id null: its sender could not read the request. True is an `int` that is none.
         if (
             identifier is not None
-            and (isinstance(identifier.value, bool) or not isinstance(identifier.value, (str, int)))
-            and not (identifier.value is None and may_be_null)
+            and type(identifier.value) not in (str, int)
+            and not (identifier.value is None and self.method is None and "error" in self.members)
         ):
             raise MessageError(
                 INVALID_REQUEST, "Not a JSON-RPC message: the id must be a string or an integer"

@@ -71,9 +71,10 @@ class Session:
     def _new_stream(self) -> Stream:
         self._numbers += 1
         stream = Stream(self._numbers, self._throttle)
-        ended = [number for number, old in self._streams.items() if old.final]
-        for number in ended[: max(0, len(ended) - ENDED_KEPT)]:
-            del self._streams[number]
+        if len(self._streams) > ENDED_KEPT:
+            ended = [number for number, old in self._streams.items() if old.final]
+            for number in ended[: max(0, len(ended) - ENDED_KEPT)]:
+                del self._streams[number]
         self._streams[stream.number] = stream
         return stream
 

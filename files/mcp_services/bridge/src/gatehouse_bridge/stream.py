@@ -29,6 +29,23 @@ class Stream:
             the source serves others too and cannot wait: then the oldest messages are dropped.
     """
 
+    __slots__ = (
+        "_events",
+        "_last",
+        "_read",
+        "_reader",
+        "_size",
+        "_throttle",
+        "_throttled",
+        "_unread",
+        "_waiter",
+        "answered",
+        "dropped",
+        "final",
+        "number",
+        "on_change",
+    )
+
     def __init__(self, number: int, throttle: "Callable[[Stream, bool], None] | None" = None) -> None:
         """See the class."""
         self.number = number
