@@ -55,8 +55,8 @@ def modern(method: str, **params: Any) -> str:
 class Link:
     """A connection, byte by byte."""
 
-    def __init__(self, bridge: Bridge) -> None:
-        url = httpx.URL(bridge.url)
+    def __init__(self, address: str) -> None:
+        url = httpx.URL(address)
         self._address = (url.host, url.port)
 
     async def __aenter__(self) -> "Link":
@@ -83,7 +83,11 @@ class Link:
             return status, headers, body
 
     async def ask(self, request: bytes, *, piecemeal: bool = False) -> tuple[str, dict[str, str], bytes]:
-        for part in [request[:-9], request[-9:]] if piecemeal else [request]:
+        # The head by itself, as a proxy sends it, and the body in two.
+        head = request.index(b"\r\n\r\n") + 4
+        last = max(head, len(request) - 9)
+        parts = [request[:head], request[head:last], request[last:]] if piecemeal else [request]
+        for part in parts:
             self.writer.write(part)
             await asyncio.sleep(0.02 if piecemeal else 0)
         return await self.answer()
@@ -153,7 +157,7 @@ async def test_every_request_has_the_answer_that_the_application_gives(common: B
         (modern("tools/call", name="echo", requestState="?"), [*calls, "Mcp-Name: echo"]),
         (modern("tools/call", name="sleep", arguments={"seconds": 0.7}), [*calls, "Mcp-Name: sleep"]),
     ]
-    async with Link(common) as direct, Link(common) as parts, Link(common) as plain:
+    async with Link(common.url) as direct, Link(common.url) as parts, Link(common.url) as plain:
         for body, headers in asked:
             wanted = alike(await plain.ask(post(body, headers, "/mcp/")))
             assert alike(await direct.ask(post(body, headers))) == wanted, (body[:99], headers)
@@ -164,7 +168,7 @@ async def test_every_request_has_the_answer_that_the_application_gives(common: B
 # covers: sessions
 async def test_a_session_is_looked_at_again_with_each_request(common: Bridge) -> None:
     session = await common.open()
-    async with Link(common) as link:
+    async with Link(common.url) as link:
         request = post(tool("echo", text="x"), fields(session))
         assert (await link.ask(request))[0] == "HTTP/1.1 200 OK"
         assert await session.delete() == 204
@@ -187,7 +191,7 @@ async def test_requests_that_come_together_are_answered_in_their_order(common: B
             )
             wanted.append(number)
     data = b"".join(requests)
-    async with Link(common) as link:
+    async with Link(common.url) as link:
         for size in (len(data), 1000, 333):
             for at in range(0, len(data), size):
                 link.writer.write(data[at : at + size])
@@ -205,7 +209,7 @@ async def test_going_away_ends_a_call(common: Bridge) -> None:
     headers = [TYPE, ACCEPT, f"MCP-Protocol-Version: {MODERN}", "Mcp-Method: tools/call", "Mcp-Name: sleep"]
     headers.append(f"X-Gatehouse-User: {common.user}")
     assert (await common.stateless("tools/list")).status_code == 200
-    async with Link(common) as link:
+    async with Link(common.url) as link:
         link.writer.write(post(modern("tools/call", name="sleep", arguments={"seconds": 50}), headers))
         await link.writer.drain()
         await asyncio.sleep(0.2)
@@ -223,7 +227,7 @@ async def test_going_away_ends_a_call(common: Bridge) -> None:
 async def test_a_session_whose_client_went_in_the_middle_becomes_idle(start: Start) -> None:
     bridge = start(BRIDGE_IDLE_SECONDS=1)
     session = await bridge.open()
-    async with Link(bridge) as link:
+    async with Link(bridge.url) as link:
         link.writer.write(post(tool("sleep", seconds=0.3), fields(session)))
         await link.writer.drain()
         await asyncio.sleep(0.1)
@@ -234,7 +238,7 @@ async def test_a_session_whose_client_went_in_the_middle_becomes_idle(start: Sta
 async def test_a_head_that_never_ends_ends_its_connection(common: Bridge) -> None:
     session = await common.open()
     whole = post(tool("echo", text="x"), fields(session))
-    async with Link(common) as link, Link(common) as fresh:
+    async with Link(common.url) as link, Link(common.url) as fresh:
         assert (await link.ask(whole))[0] == "HTTP/1.1 200 OK"
         begun = time.monotonic()
         for each in (link, fresh):
@@ -246,6 +250,35 @@ async def test_a_head_that_never_ends_ends_its_connection(common: Bridge) -> Non
             await asyncio.sleep(0.2)
             assert time.monotonic() - begun < 60
         assert time.monotonic() - begun > 9
+
+
+async def test_what_is_held_of_a_body_is_let_go(start: Start) -> None:
+    bridge = start()
+    session = await bridge.open()
+    request = post(tool("echo", text="x" * 40_000), fields(session))
+
+    def held() -> float:
+        found = re.search(r"request_body_bytes (\d\S*)", httpx.get(f"{bridge.url}/metrics").text)
+        assert found
+        return float(found[1])
+
+    async with Link(bridge.url) as gone, Link(bridge.url) as waits:
+        for link in (gone, waits):
+            link.writer.write(request[:-9])
+        eventually(lambda: held() > 80_000)
+        gone.writer.close()
+        await gone.writer.wait_closed()
+        eventually(lambda: 40_000 < held() < 80_000)
+        waits.writer.write(request[-9:])
+        assert (await waits.answer())[0] == "HTTP/1.1 200 OK"
+        assert held() == 0
+        waits.writer.write(request[:-9])
+        eventually(lambda: held() > 40_000)
+        bridge.process.terminate()
+        await asyncio.sleep(0.2)
+        waits.writer.write(request[-9:])
+        status, headers, _ = await waits.answer()
+        assert (status, headers["connection"]) == ("HTTP/1.1 200 OK", "close")
 
 
 # covers: large
@@ -289,11 +322,17 @@ async def test_a_common_request_does_not_reach_the_application(
             session = Session(http, url, {})
             await session.initialize()
             opened = len(reached)
-            for number in range(5):
-                assert await session.call("echo", text=str(number)) == str(number)
+            async with Link(url) as link:
+                for piecemeal in (False, True):
+                    for text in ("short", "x" * 50_000):
+                        request = post(tool("echo", text=text), fields(session))
+                        assert text.encode() in (await link.ask(request, piecemeal=piecemeal))[2]
+                assert (
+                    b"event: message"
+                    in (await link.ask(post(tool("progress", token=1, steps=1), fields(session))))[2]
+                )
             assert len(reached) == opened
-            assert await session.call("progress", token=1, steps=1) == "done"
-            assert len(reached) == opened
+            assert "request_body_bytes 0.0" in app._metrics.text()
     finally:
         server.close()
         await app._pool.close()

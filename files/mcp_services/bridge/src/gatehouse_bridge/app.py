@@ -183,6 +183,17 @@ class App:
 
     # POST
 
+    def hold(self, size: int) -> bool:
+        """Count so many bytes of a request as under way, until `let_go`; not where that would be too many."""
+        if self._bodies + size > BODIES_MAX:
+            return False
+        self._bodies += size
+        return True
+
+    def let_go(self, size: int) -> None:
+        """These bytes are not needed any more."""
+        self._bodies -= size
+
     def begin(self, request: Request, body: bytes) -> Turn | None:
         """Begin a POST to `/mcp` whose body is there, if it is a request for a child that can take it at once.
 
@@ -260,11 +271,10 @@ class App:
             return
         declared = request.header(b"content-length") or ""
         size = min(int(declared), MAX_MESSAGE) if declared.isdecimal() else MAX_MESSAGE
-        if self._bodies + size > BODIES_MAX:
+        if not self.hold(size):
             await self._refuse(request, 503, "Too much under way", headers=[(b"retry-after", b"1")])
             return
         request.held = size
-        self._bodies += size
         try:
             message = Message.parse(await request.body(MAX_MESSAGE))
             await self._serve(request, message)
@@ -279,7 +289,7 @@ class App:
 
     def _release(self, request: Request) -> None:
         """The body is on its way to the child, or is not needed any more."""
-        self._bodies -= request.held
+        self.let_go(request.held)
         request.held = 0
 
     async def _serve(self, request: Request, message: Message) -> None:

@@ -18,6 +18,8 @@ from gatehouse_service.connection import Connection
 
 # A request with one of these is read, or answered, in another way.
 MORE = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
+# A proxy sends the head first, and the body with the next write. A larger one is for the application to read.
+SMALL = 64 * 1024
 # One timer for many requests, which looks so often whether one of them has taken too long.
 LOOK_SECONDS = 0.5
 
@@ -30,8 +32,9 @@ def protocol(app: App) -> type[asyncio.Protocol]:
     """Uvicorn's protocol, with `app.begin` asked before the application is called."""
 
     class Direct(Connection):
-        # The body of a request that may be begun from here, as far as it has come.
+        # The body of a request that may be begun from here, as far as it has come, and how much of it is held between two reads.
         _body: bytes | None = None
+        _held = 0
         # The last one: on a connection the next has the same headers, mostly.
         _request: Request | None = None
         _fields: Headers | None = None
@@ -46,15 +49,20 @@ def protocol(app: App) -> type[asyncio.Protocol]:
             """The peer, or this side, has closed."""
             if self._turn is not None:
                 self._end(self._turn, complete=False)
+            self._let_go()
             if self._look is not None:
                 self._look.cancel()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
-            """Read on. What has not come whole by then is for the application, which counts what it reads."""
+            """Read on. A body that is still to come is waited for if it is a small one."""
             super().data_received(data)
-            if self._body is not None:
-                self._pass_on(self._body)
+            if self._body is not None and not self._held:
+                size = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
+                if size <= SMALL and app.hold(size):
+                    self._held = size
+                else:
+                    self._pass_on(self._body)
 
         def on_headers_complete(self) -> None:
             """Keep the request, or hand it on."""
@@ -90,6 +98,7 @@ def protocol(app: App) -> type[asyncio.Protocol]:
             if body is None:
                 super().on_message_complete()
                 return
+            self._let_go()
             self.scope["method"], self.scope["path"] = "POST", "/mcp"
             request = self._request
             if request is None or self.headers != self._fields:
@@ -113,9 +122,16 @@ def protocol(app: App) -> type[asyncio.Protocol]:
             """Close when the answer under way is sent."""
             if self._turn is not None:
                 self._hand_over(self._turn)
+            if self._body is not None:
+                self._pass_on(self._body)
             super().shutdown()
 
+        def _let_go(self) -> None:
+            app.let_go(self._held)
+            self._held = 0
+
         def _pass_on(self, body: bytes) -> None:
+            self._let_go()
             self._body = None
             super().on_headers_complete()
             if body:
