@@ -130,7 +130,7 @@ async def _sent(texts: list[str]) -> bytes:
         stream.put(text)
     stream.finish()
     request = Request({"method": "GET", "path": "/mcp", "headers": []}, receive, send)
-    await request.reply_with(stream, [], None)
+    await request.reply_with(stream, [], None, life=60)
     return b"".join(parts)
 
 
