@@ -150,8 +150,9 @@ def protocol(app: App) -> type[asyncio.Protocol]:
                 except Exception:  # it is raised again where the server answers 500, and not to the child
                     self._hand_over(turn)
                     return
-            self._end(turn, complete=True)
-            if not self.transport.is_closing():
+            complete = not self.transport.is_closing()
+            self._end(turn, complete)
+            if complete:
                 fields, body = plain(text, turn.headers, JSON)
                 head = [b"%b: %b\r\n" % field for field in (*self.server_state.default_headers, *fields)]
                 self.transport.write(b"".join((STATUS_LINE[status], *head, b"\r\n", body)))
