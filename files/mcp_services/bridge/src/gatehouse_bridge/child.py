@@ -430,7 +430,7 @@ class Child:
         if call is None:
             # An answer to what was cancelled; nothing waits for it.
             return
-        self._metrics.answered(call.method, time.monotonic() - call.since)
+        seconds = time.monotonic() - call.since
         if call.method == "resources/subscribe" and call.uri and "result" in message.members:
             self.subscribe(call.client, call.uri)
         if call.method == "subscriptions/listen":
@@ -444,6 +444,7 @@ class Child:
             except MessageError as error:
                 text = jsonrpc.error(call.id, error.code, str(error))
         call.stream.put(text, final=True)
+        self._metrics.answered(call.method, seconds)
 
     def _request(self, message: Message) -> None:
         identifier = message.id or ""

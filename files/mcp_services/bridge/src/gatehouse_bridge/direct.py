@@ -150,13 +150,14 @@ def protocol(app: App) -> type[asyncio.Protocol]:
                 except Exception:  # it is raised again where the server answers 500, and not to the child
                     self._hand_over(turn)
                     return
+            # First the answer: what is left to do takes no time of the client's.
             complete = not self.transport.is_closing()
-            self._end(turn, complete)
             if complete:
                 fields, body = plain(text, turn.headers, JSON)
                 head = [b"%b: %b\r\n" % field for field in (*self.server_state.default_headers, *fields)]
                 self.transport.write(b"".join((STATUS_LINE[status], *head, b"\r\n", body)))
                 self._is_idle()
+            self._end(turn, complete)
 
         def _end(self, turn: Turn, complete: bool) -> None:
             self._turn = turn.stream.on_change = None
