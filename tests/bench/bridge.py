@@ -51,11 +51,12 @@ class Gateway:
     p50s: dict[int, list[float]] = field(default_factory=dict)
     p99s: dict[int, list[float]] = field(default_factory=dict)
     sdk_rate: float = 0
-    # Seconds until a new session has its first answer; KiB per idle session, of the gateway alone and with its servers.
+    # Seconds until a new session has its first answer; KiB per idle session, of the gateway alone and with its servers, None
+    # where it cannot be measured.
     first: list[float] = field(default_factory=list)
     first_fast: list[float] = field(default_factory=list)
-    own_memory: float = 0
-    memory: float = 0
+    own_memory: float | None = None
+    memory: float | None = None
 
 
 @contextmanager
@@ -187,19 +188,25 @@ def raw(seconds: float) -> float:
 
 
 def idle_sessions(gateway: Gateway, log: Path) -> None:
-    """What a session costs that nobody uses."""
-    with running(gateway, FAST, log) as (url, pid):
-        time.sleep(1)
-        before = memory(pid)
+    """What a session costs that nobody uses: the slope from one batch of them to three.
 
-        async def open_and_leave() -> None:
-            for connection in await sessions(url, IDLE):
+    The first batch brings what is there once. Where memory does not grow with the rest, a collector has
+    cleared more than they took, and nothing can be said.
+    """
+    with running(gateway, FAST, log) as (url, pid):
+
+        async def open_and_leave(count: int) -> None:
+            for connection in await sessions(url, count):
                 connection.close()
 
-        asyncio.run(open_and_leave())
-        time.sleep(2)
-        after = memory(pid)
-        gateway.own_memory, gateway.memory = ((after[n] - before[n]) / IDLE for n in (0, 1))
+        def settled_after(count: int) -> tuple[int, int]:
+            asyncio.run(open_and_leave(count))
+            time.sleep(2)
+            return memory(pid)
+
+        before, after = settled_after(IDLE), settled_after(2 * IDLE)
+        slopes = [(after[n] - before[n]) / (2 * IDLE) for n in (0, 1)]
+        gateway.own_memory, gateway.memory = (slope if slope > 0 else None for slope in slopes)
 
 
 def new_sessions(gateway: Gateway, server: str, times: int, log: Path) -> list[float]:
@@ -324,24 +331,33 @@ def report(sides: list[Gateway], pipe: float) -> None:
             f"| {side.name} | {rates} | {at(side.p99s, 256, 1e-3)} ms | {added:,.0f} µs | {side.sdk_rate:,.0f} |"
         )
     print(f"\nThe bare pipe's p50: {pipe:,.0f} µs.\n")
+    def kib(value: float | None) -> str:
+        return "not measurable" if value is None else f"{value:,.0f} KiB"
+
     print(
-        f"| an idle session (of {IDLE}) | its server | gateway's own memory | with servers | first answer, SDK server | fast server |"
+        f"| an idle session (of {3 * IDLE}) | its server | gateway's own memory | with servers | first answer, SDK server | fast server |"
     )
     print("|---|---|---|---|---|---|")
     for side in sides:
         served = "one for all" if side.shared else "its own"
         print(
-            f"| {side.name} | {served} | {side.own_memory:,.0f} KiB | {side.memory:,.0f} KiB "
+            f"| {side.name} | {served} | {kib(side.own_memory)} | {kib(side.memory)} "
             f"| {median(side.first) * 1e3:,.1f} ms | {median(side.first_fast) * 1e3:,.1f} ms |"
         )
     others = [side for side in sides if not side.name.startswith("Gatehouse")]
     for side in sides:
         if side in others or not others:
             continue
-        best = {c: max(median(other.rates[c]) for other in others if c in other.rates) for c in CLIENTS}
-        ratios = " / ".join(f"{median(side.rates[c]) / best[c]:.1f}" for c in CLIENTS if c in side.rates)
+        best = {
+            c: max(found)
+            for c in CLIENTS
+            if (found := [median(other.rates[c]) for other in others if c in other.rates])
+        }
+        ratios = " / ".join(f"{median(side.rates[c]) / best[c]:.1f}" for c in best if c in side.rates)
         alike = [other for other in others if other.shared == side.shared]
-        memories = f"{side.own_memory / min(o.own_memory for o in alike):.2f}"
+        known = [other.own_memory for other in alike if other.own_memory is not None]
+        measured = side.own_memory is not None and known
+        memories = f"{side.own_memory / min(known):.2f}" if measured else "not measurable"
         first = median(side.first) / min(median(o.first) for o in alike)
         first_fast = median(side.first_fast) / min(median(o.first_fast) for o in alike)
         print(

@@ -20,7 +20,6 @@ from test_check import forge, signing_key
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from gatehouse_auth import direct
 from gatehouse_auth.audit import Log
 from gatehouse_auth.check import Answer, Internal
 from gatehouse_auth.direct import protocol
@@ -405,7 +404,7 @@ def test_a_connection_is_closed_once_it_has_been_idle(service: Service) -> None:
 def test_a_head_that_never_ends_ends_its_connection(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(direct, "HEAD_SECONDS", 2)
+    monkeypatch.setattr("gatehouse_service.connection.HEAD_SECONDS", 2)
     known = forge(service.key)
     whole, begun = check(known), b"GET /internal/check/echo HTTP/1.1\r\nX-Slow: "
     handed_on = check(known, path=b"/internal/resource/echo")

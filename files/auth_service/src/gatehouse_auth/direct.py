@@ -8,14 +8,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
 from gatehouse_auth.check import Answer, Internal, Question
+from gatehouse_service.connection import Connection
 
 # A request with one of these has a body, or asks for more than an answer.
 MORE = frozenset({b"content-length", b"transfer-encoding", b"expect", b"upgrade"})
-# How long the head of a request may take from its first byte. Who sends nothing at all is idle.
-HEAD_SECONDS = 10
 
 
 class Outbox:
@@ -57,36 +54,10 @@ def protocol(internal: Internal, record: Callable[[], None]) -> type[asyncio.Pro
     """
     outbox = Outbox(record)
 
-    class Direct(HttpToolsProtocol):
-        # Since when nothing is under way, and since when a head has begun that is not complete.
-        _idle = 0.0
-        _begun: float | None = None
-        _head_came = False
-        _timer: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            """A peer has connected, and is idle until it says something."""
-            super().connection_made(transport)
-            self._idle = self.loop.time()
-            self._wait(self.timeout_keep_alive)
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            """The peer, or this side, has closed."""
-            if self._timer is not None:
-                self._timer.cancel()
-            super().connection_lost(exc)
-
-        def data_received(self, data: bytes) -> None:
-            """Read on. What completes no head while nothing is under way begins one."""
-            self._head_came = False
-            super().data_received(data)
-            if not self._head_came and self._begun is None and not self._is_under_way():
-                self._begun = self.loop.time()
-                self._wait(HEAD_SECONDS)
-
+    class Direct(Connection):
         def on_headers_complete(self) -> None:
             """Answer the request, or hand it on."""
-            self._head_came, self._begun = True, None
+            self._head_is_complete()
             self._send_waiting()
             headers = dict(self.headers)
             if (
@@ -129,9 +100,7 @@ def protocol(internal: Internal, record: Callable[[], None]) -> type[asyncio.Pro
         def _put(self, answer: Answer) -> None:
             lines = [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
             outbox.put(self.transport, b"".join((answer.head, *lines, b"\r\n", answer.body)))
-            self._idle = self.loop.time()
-            if self._timer is None:
-                self._wait(self.timeout_keep_alive)
+            self._is_idle()
 
         def on_message_complete(self) -> None:
             """The end of a request that was handed on, or that has its answer."""
@@ -151,28 +120,5 @@ def protocol(internal: Internal, record: Callable[[], None]) -> type[asyncio.Pro
         def _send_waiting(self) -> None:
             if self.transport in outbox:
                 outbox.flush()
-
-        def _is_under_way(self) -> bool:
-            return self.cycle is not None and not self.cycle.response_complete
-
-        def _wait(self, seconds: float) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self.loop.call_later(seconds, self._close_if_silent)
-
-        def _close_if_silent(self) -> None:
-            # One timer for many answers: a timer for each costs as much as the answer.
-            self._timer = None
-            if self._begun is not None:
-                end = self._begun + HEAD_SECONDS
-            elif self.timeout_keep_alive_task is not None or self._is_under_way():
-                return  # what was handed on since then has a timer of its own, now or when it is answered
-            else:
-                end = self._idle + self.timeout_keep_alive
-            left = end - self.loop.time()
-            if left > 0:
-                self._wait(left)
-            else:
-                self.timeout_keep_alive_handler()
 
     return Direct

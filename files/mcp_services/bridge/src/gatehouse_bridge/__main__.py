@@ -5,6 +5,7 @@ import logging
 
 from gatehouse_bridge import tree
 from gatehouse_bridge.app import App
+from gatehouse_bridge.direct import protocol
 from gatehouse_bridge.launch import Launcher
 from gatehouse_bridge.log import Handler, Log
 from gatehouse_bridge.settings import Settings, load_secrets
@@ -26,7 +27,7 @@ def main() -> None:
     app = App(settings, launcher, log)
     # What is loaded by now stays: the collector need not look at it again.
     gc.freeze()
-    serve(app, addresses(settings.listen), settings.drain_seconds, app.drain)
+    serve(app, addresses(settings.listen), settings.drain_seconds, app.drain, protocol(app))
 
 
 if __name__ == "__main__":

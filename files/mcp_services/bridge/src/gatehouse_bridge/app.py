@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -11,9 +12,11 @@ from weakref import WeakKeyDictionary
 from gatehouse_bridge import jsonrpc, mirrored, rounds, stateless
 from gatehouse_bridge.child import CAPABILITIES_KEY, VERSION, Child, ChildError
 from gatehouse_bridge.http import (
+    JSON,
     LOOPBACK,
     PROMPT_SECONDS,
     DisconnectedError,
+    Finish,
     Headers,
     Receive,
     Request,
@@ -32,10 +35,12 @@ from gatehouse_bridge.rounds import Rounds
 from gatehouse_bridge.session import Session
 from gatehouse_bridge.settings import Settings
 from gatehouse_bridge.stateless import Exchange, Refusal
+from gatehouse_bridge.stream import Stream
 from gatehouse_bridge.tools import Permit, UnknownToolError
 from gatehouse_service import systemd
 from gatehouse_service.tools import groups_of
 
+EVENT_STREAM = b"text/event-stream"
 # The bodies of all requests under way together; above it new ones are told to come back.
 BODIES_MAX = 128 * 1024 * 1024
 # A session that nobody is connected to for so long gives its place to one who needs it.
@@ -50,6 +55,28 @@ MIRRORS_SECONDS = 60.0
 CALL_SECONDS = 3600.0
 # A child that starts takes its time; until it has answered there is no session to come back to.
 START_PATIENCE = 60.0
+
+
+@dataclass(slots=True)
+class Turn:
+    """A request that has begun, for whoever answers it without a task.
+
+    Attributes:
+        stream: What the answer comes on.
+        patience: Seconds that it may take to be told in one piece.
+        headers: Headers besides those of the content.
+        finish: What becomes of the answer on its way; None where it leaves as it is.
+        answer: Answers the long way: a request to answer, who reads the stream, and the seconds left of the patience. `end` is
+            still to be called.
+        end: To be called at the end, with whether the client got the answer in one piece.
+    """
+
+    stream: Stream
+    patience: float
+    headers: Headers
+    finish: Finish | None
+    answer: Callable[[Request, object, float], Awaitable[None]]
+    end: Callable[[bool], None]
 
 
 class App:
@@ -156,20 +183,98 @@ class App:
 
     # POST
 
+    def hold(self, size: int) -> bool:
+        """Count so many bytes of a request as under way, until `let_go`; not where that would be too many."""
+        if self._bodies + size > BODIES_MAX:
+            return False
+        self._bodies += size
+        return True
+
+    def let_go(self, size: int) -> None:
+        """These bytes are not needed any more."""
+        self._bodies -= size
+
+    def begin(self, request: Request, body: bytes) -> Turn | None:
+        """Begin a POST to `/mcp` whose body is there, if it is a request for a child that can take it at once.
+
+        Returns:
+            None where it is anything else: then nothing has happened, and it is for `__call__` to answer.
+        """
+        if request.common is None:
+            request.common = (
+                self._host_is_ours(request) and _is_json(request) and request.accepts(JSON, EVENT_STREAM)
+            )
+        if not request.common or self._bodies + len(body) > BODIES_MAX:
+            return None
+        try:
+            message = Message.parse(body)
+            permit = self._permit(request)
+            if permit is not None:
+                permit.check(message)
+            if not message.is_request:
+                return None
+            if stateless.is_stateless(request, message):
+                return self._begin_stateless(request, message, permit)
+        except (MessageError, Refusal):
+            return None
+        session = self._owned(request)
+        if session is None or message.method == "initialize" or not session.child.process.ready:
+            return None
+        session.permit = permit
+        session.connections += 1
+        stream = session.request_now(message)
+
+        async def answer(request: Request, reader: object, patience: float) -> None:
+            await self._answer(request, session, stream, patience, reader=reader)
+
+        def end(complete: bool) -> None:
+            if complete:
+                session.forget(stream)
+            session.left()
+
+        return Turn(stream, PROMPT_SECONDS, session.headers, None, answer, end)
+
+    def _begin_stateless(self, request: Request, message: Message, permit: Permit | None) -> Turn | None:
+        if message.method in stateless.REMOVED or message.method == "subscriptions/listen":
+            return None
+        stateless.check(request, message)
+        key = self._key(self._user(request), request, self._offered(message))
+        child = self._pool.existing(key, modern=True) if self._pool.probed else None
+        if child is None or not child.process.ready or message.param("requestState") is not None:
+            return None
+        if not child.modern:
+            child.on_ask = self._rounds.ask
+        elif message.method == "tools/call":
+            tools = self._mirrors_known(child)
+            if tools is None:
+                return None
+            mirrored.check(request, message, tools)
+        exchange = Exchange(child, message, permit, key)
+        self._exchanges.add(exchange)
+        exchange.begin_now()
+
+        async def answer(request: Request, reader: object, patience: float) -> None:
+            await self._answer_stateless(request, exchange, patience, reader)
+
+        def end(_complete: bool) -> None:
+            self._exchanges.discard(exchange)
+            exchange.end()
+
+        return Turn(exchange.stream, STATELESS_PATIENCE, [], exchange.finish, answer, end)
+
     async def _post(self, request: Request) -> None:
-        if request.headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
+        if not _is_json(request):
             await self._refuse(request, 415, "Content-Type must be application/json")
             return
-        if not request.accepts(b"application/json", b"text/event-stream"):
+        if not request.accepts(JSON, EVENT_STREAM):
             await self._refuse(request, 406, "Accept must list application/json and text/event-stream")
             return
         declared = request.header(b"content-length") or ""
         size = min(int(declared), MAX_MESSAGE) if declared.isdecimal() else MAX_MESSAGE
-        if self._bodies + size > BODIES_MAX:
+        if not self.hold(size):
             await self._refuse(request, 503, "Too much under way", headers=[(b"retry-after", b"1")])
             return
         request.held = size
-        self._bodies += size
         try:
             message = Message.parse(await request.body(MAX_MESSAGE))
             await self._serve(request, message)
@@ -184,7 +289,7 @@ class App:
 
     def _release(self, request: Request) -> None:
         """The body is on its way to the child, or is not needed any more."""
-        self._bodies -= request.held
+        self.let_go(request.held)
         request.held = 0
 
     async def _serve(self, request: Request, message: Message) -> None:
@@ -243,37 +348,50 @@ class App:
                 return
             stream = await session.request(message)
             self._release(request)
-            headers = [(b"mcp-session-id", session.id.encode())]
-
-            def hello(text: str) -> tuple[int, str]:
-                if not session.initialized(text):
-                    headers.clear()
-                return 200, text
-
             first = message.method == "initialize"
-            # Since 2025-11-25 a client comes back for what is left of an answer.
-            polls = session.version == "2025-11-25"
-            complete = await request.reply_with(
-                stream,
-                headers,
-                patience=START_PATIENCE if first else PROMPT_SECONDS,
-                life=self._life() if polls else CALL_SECONDS,
-                expire=None if polls else partial(session.give_up, stream),
-                prime=polls,
-                finish=hello if first else None,
+            await self._answer(
+                request, session, stream, START_PATIENCE if first else PROMPT_SECONDS, first=first
             )
-            if complete:
-                session.forget(stream)
         except ChildError as error:
             await self._failed(request, error, message.id if message.is_request else None)
         finally:
-            session.connections -= 1
-            session.idle_since = time.monotonic()
+            session.left()
+
+    async def _answer(
+        self,
+        request: Request,
+        session: Session,
+        stream: Stream,
+        patience: float,
+        first: bool = False,
+        reader: object | None = None,
+    ) -> None:
+        headers = [*session.headers]
+
+        def hello(text: str) -> tuple[int, str]:
+            if not session.initialized(text):
+                headers.clear()
+            return 200, text
+
+        # Since 2025-11-25 a client comes back for what is left of an answer.
+        polls = session.version == "2025-11-25"
+        complete = await request.reply_with(
+            stream,
+            headers,
+            patience=patience,
+            life=self._life() if polls else CALL_SECONDS,
+            expire=None if polls else partial(session.give_up, stream),
+            prime=polls,
+            finish=hello if first else None,
+            reader=reader,
+        )
+        if complete:
+            session.forget(stream)
 
     # GET and DELETE
 
     async def _get(self, request: Request) -> None:
-        if not request.accepts(b"text/event-stream"):
+        if not request.accepts(EVENT_STREAM):
             await self._refuse(request, 406, "Accept must list text/event-stream")
             return
         session = await self._session(request)
@@ -288,7 +406,7 @@ class App:
         try:
             await request.reply_with(
                 stream,
-                [(b"mcp-session-id", session.id.encode())],
+                session.headers,
                 patience=None,
                 life=self._life(),
                 # So that a client to whom nothing has been said yet can say where it was.
@@ -296,8 +414,7 @@ class App:
                 after=after,
             )
         finally:
-            session.connections -= 1
-            session.idle_since = time.monotonic()
+            session.left()
 
     async def _delete(self, request: Request) -> None:
         session = await self._session(request)
@@ -309,16 +426,18 @@ class App:
 
     async def _session(self, request: Request) -> Session | None:
         """The session that a request names, if it is the user's; answers the request itself if it is not."""
-        name = request.header(b"mcp-session-id")
-        if name is None:
+        if request.header(b"mcp-session-id") is None:
             await self._refuse(request, 400, "Missing session id: initialize first")
             return None
-        session = self._sessions.get(name)
-        # Whether it is another's or none at all, no one learns.
-        if session is None or session.owner != self._user(request):
+        session = self._owned(request)
+        if session is None:
             await self._refuse(request, 404, "No such session: initialize again", identifier=None)
-            return None
         return session
+
+    def _owned(self, request: Request) -> Session | None:
+        # Whether it is another's or none at all, no one learns.
+        session = self._sessions.get(request.header(b"mcp-session-id") or "")
+        return session if session is not None and session.owner == self._user(request) else None
 
     def _make_room(self, user: str) -> None:
         """Where every place is taken, close the session that has been left alone longest: the user's own first."""
@@ -369,9 +488,7 @@ class App:
         try:
             stateless.check(request, message)
             user = self._user(request)
-            # Only where one child has one client is it known whom the child asks.
-            alone = self._isolation == "per_session"
-            offered = rounds.asked_of(message.meta, CAPABILITIES_KEY) if alone else {}
+            offered = self._offered(message)
             key = self._key(user, request, offered)
             # A server of that age makes something of `requestState` itself.
             again = message.param("requestState") is not None
@@ -391,15 +508,7 @@ class App:
                 await exchange.begin()
             self._release(request)
             listens = message.method == "subscriptions/listen"
-            await request.reply_with(
-                exchange.stream,
-                [],
-                patience=None if listens else STATELESS_PATIENCE,
-                life=self._life() if listens else CALL_SECONDS,
-                expire=exchange.close if listens else exchange.give_up,
-                resumable=False,
-                finish=exchange.finish,
-            )
+            await self._answer_stateless(request, exchange, None if listens else STATELESS_PATIENCE)
         except Refusal as refusal:
             await request.reply(refusal.status, refusal.response(message.id))
         except ChildError as error:
@@ -409,13 +518,37 @@ class App:
                 self._exchanges.discard(exchange)
                 exchange.end()
 
+    async def _answer_stateless(
+        self, request: Request, exchange: Exchange, patience: float | None, reader: object | None = None
+    ) -> None:
+        listens = patience is None
+        await request.reply_with(
+            exchange.stream,
+            [],
+            patience=patience,
+            life=self._life() if listens else CALL_SECONDS,
+            expire=exchange.close if listens else exchange.give_up,
+            resumable=False,
+            finish=exchange.finish,
+            reader=reader,
+        )
+
+    def _offered(self, message: Message) -> Mapping[str, Any]:
+        # Only where one child has one client is it known whom the child asks.
+        alone = self._isolation == "per_session"
+        return rounds.asked_of(message.meta, CAPABILITIES_KEY) if alone else {}
+
     async def _mirrored(self, child: Child) -> mirrored.Tools:
         """Which of its tools mirror arguments in headers."""
-        known, since = self._mirrors.get(child, ({}, -MIRRORS_SECONDS))
-        if time.monotonic() - since >= MIRRORS_SECONDS:
+        known = self._mirrors_known(child)
+        if known is None:
             known = await mirrored.tools_of(child)
             self._mirrors[child] = (known, time.monotonic())
         return known
+
+    def _mirrors_known(self, child: Child) -> mirrored.Tools | None:
+        known, since = self._mirrors.get(child, ({}, -MIRRORS_SECONDS))
+        return known if time.monotonic() - since < MIRRORS_SECONDS else None
 
     # Common
 
@@ -460,3 +593,7 @@ class App:
         headers: Headers | None = None,
     ) -> None:
         await request.reply(status, jsonrpc.error(identifier, code, text), headers)
+
+
+def _is_json(request: Request) -> bool:
+    return request.headers.get(b"content-type", b"").split(b";")[0].strip().lower() == JSON

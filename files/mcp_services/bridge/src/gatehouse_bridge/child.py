@@ -214,6 +214,31 @@ class Child:
         Raises:
             ChildError: it cannot take the request.
         """
+        call, text = self._begin(client, message, stream, without)
+        if text:
+            try:
+                await self.process.write(text)
+            except BusyError:
+                self._finish(call.number)
+                raise ChildError("child_unresponsive", "The MCP server does not read its input") from None
+            except asyncio.CancelledError:
+                self._finish(call.number)
+                raise
+        return call
+
+    def request_now(
+        self, client: Client, message: Message, stream: Stream, without: frozenset[str] = frozenset()
+    ) -> Call:
+        """The same as `request` for a child whose process is `ready`."""
+        call, text = self._begin(client, message, stream, without)
+        if text:
+            self.process.write_now(text)
+        return call
+
+    def _begin(
+        self, client: Client, message: Message, stream: Stream, without: frozenset[str]
+    ) -> tuple[Call, str]:
+        """Note a request, and make the text that the child gets; it is empty where the answer is known."""
         if not self.process.usable:
             raise self._gone()
         number = self._next()
@@ -229,8 +254,8 @@ class Child:
         )
         if call.method == "resources/unsubscribe" and call.uri and not self.unsubscribe(client, call.uri):
             stream.put(jsonrpc.result(call.id, {}), final=True)
-            return call
-        edits: dict[tuple[str, ...], str] = {("id",): str(number)}
+            return call, ""
+        edits: dict[tuple[str, ...], str] = {}
         token = message.meta.get("progressToken")
         if token is not None:
             edits["params", "_meta", "progressToken"] = str(number)
@@ -245,15 +270,9 @@ class Child:
             )
         self.calls[number] = call
         self._metrics.waiting += 1
-        try:
-            await self.process.write(message.edited(edits))
-        except BusyError:
-            self._finish(number)
-            raise ChildError("child_unresponsive", "The MCP server does not read its input") from None
-        except asyncio.CancelledError:
-            self._finish(number)
-            raise
-        return call
+        if not edits:
+            return call, message.with_id(str(number))
+        return call, message.edited({("id",): str(number)} | edits)
 
     async def notify(self, client: Client, message: Message) -> None:
         """Send a client's notification.
@@ -411,19 +430,21 @@ class Child:
         if call is None:
             # An answer to what was cancelled; nothing waits for it.
             return
-        self._metrics.answered(call.method, time.monotonic() - call.since)
+        seconds = time.monotonic() - call.since
         if call.method == "resources/subscribe" and call.uri and "result" in message.members:
             self.subscribe(call.client, call.uri)
-        edits: dict[tuple[str, ...], str] = {("id",): call.id}
         if call.method == "subscriptions/listen":
-            edits["result", "_meta", SUBSCRIPTION_KEY] = call.id
-        text = message.edited(edits)
+            edits = {("id",): call.id, ("result", "_meta", SUBSCRIPTION_KEY): call.id}
+            text = message.edited(edits)
+        else:
+            text = message.with_id(call.id)
         if call.method == "tools/list" and call.client.permit is not None:
             try:
                 text = call.client.permit.listed(text)
             except MessageError as error:
                 text = jsonrpc.error(call.id, error.code, str(error))
         call.stream.put(text, final=True)
+        self._metrics.answered(call.method, seconds)
 
     def _request(self, message: Message) -> None:
         identifier = message.id or ""

@@ -15,6 +15,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+# What a final message becomes on its way to the client: the status and the text.
+Finish = Callable[[str], tuple[int, str]]
 
 # An answer that takes longer is told to the client as an event stream, which can be resumed.
 PROMPT_SECONDS = 0.5
@@ -26,6 +28,7 @@ RETRY_MILLISECONDS = 1000
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
+JSON = b"application/json"
 EVENTS: Headers = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache, no-transform"),
@@ -55,10 +58,19 @@ def hostname(host: bytes) -> str | None:
         return None
 
 
+def plain(text: str, headers: Headers, content_type: bytes) -> tuple[Headers, bytes]:
+    """The header fields and the body of an answer in one piece."""
+    body = text.encode()
+    fields = [(b"content-length", b"%d" % len(body)), *headers]
+    if body:
+        fields.append((b"content-type", content_type))
+    return fields, body
+
+
 class Request:
     """One HTTP request."""
 
-    __slots__ = ("_client", "_receive", "_send", "headers", "held", "method", "path", "repeated")
+    __slots__ = ("_client", "_receive", "_send", "common", "headers", "held", "method", "path", "repeated")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the class."""
@@ -68,6 +80,8 @@ class Request:
         self.path: str = scope["path"]
         # Bytes of its body that are counted as under way.
         self.held = 0
+        # Whether its headers are those of a common request; None until someone looks.
+        self.common: bool | None = None
         self.headers: dict[bytes, bytes] = {}
         # Headers that stand more than once, of which two readers could take different ones.
         self.repeated: set[bytes] = set()
@@ -130,13 +144,10 @@ class Request:
         status: int,
         text: str = "",
         headers: Headers | None = None,
-        content_type: bytes = b"application/json",
+        content_type: bytes = JSON,
     ) -> None:
         """Answer with JSON unless told otherwise, or with nothing."""
-        body = text.encode()
-        fields = [(b"content-length", str(len(body)).encode()), *(headers or [])]
-        if body:
-            fields.append((b"content-type", content_type))
+        fields, body = plain(text, headers or [], content_type)
         await self._send({"type": "http.response.start", "status": status, "headers": fields})
         await self._send({"type": "http.response.body", "body": body})
 
@@ -150,7 +161,8 @@ class Request:
         prime: bool = False,
         resumable: bool = True,
         after: int | None = None,
-        finish: Callable[[str], tuple[int, str]] | None = None,
+        finish: Finish | None = None,
+        reader: object | None = None,
     ) -> bool:
         """Answer with what comes on a stream.
 
@@ -166,16 +178,17 @@ class Request:
             resumable: Whether events have ids.
             after: Number of the last event that the client has.
             finish: Turns the final message into what the client gets, and its status where that is still open.
+            reader: Who reads the stream already on behalf of this request; None where nobody does.
 
         Returns:
             Whether the client got all; False if it went, has to come back, or another connection took the stream over.
         """
-        reader = stream.attach(after)
+        reader = reader or stream.attach(after)
         watcher: asyncio.Task[None] | None = None
         try:
             if patience is not None:
                 if not stream.final and not stream.waiting:
-                    await stream.wait(PROMPT_SECONDS)
+                    await stream.wait(min(patience, PROMPT_SECONDS))
                 if not stream.final and not stream.waiting and patience > PROMPT_SECONDS:
                     watcher = asyncio.get_running_loop().create_task(self._watch(stream, reader))
                     await stream.wait(patience - PROMPT_SECONDS)
@@ -204,7 +217,7 @@ class Request:
         expire: Callable[[], None] | None,
         prime: bool,
         resumable: bool,
-        finish: Callable[[str], tuple[int, str]] | None,
+        finish: Finish | None,
     ) -> bool:
         await self._send({"type": "http.response.start", "status": 200, "headers": [*EVENTS, *headers]})
         retry = f"retry: {RETRY_MILLISECONDS}\n" if resumable else ""

@@ -81,6 +81,11 @@ class Pool:
         return not self._warm and staying >= self._most
 
     @property
+    def probed(self) -> bool:
+        """Whether it is known if the server speaks 2026-07-28."""
+        return self._modern is not None
+
+    @property
     def ancient(self) -> bool:
         """Whether the server is known to speak no revision but earlier ones."""
         return self._modern is False

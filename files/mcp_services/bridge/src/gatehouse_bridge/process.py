@@ -18,6 +18,8 @@ MAX_MESSAGE = 10 * 1024 * 1024
 # How much may wait in the pipe to a child before the next message has to wait, and for how long it does.
 WRITE_HIGH = 1024 * 1024
 WRITE_SECONDS = 30.0
+# Messages of one turn of the event loop are written together up to this size.
+WRITE_TOGETHER = 64 * 1024
 # Of a line that is too long, enough is kept at both ends to find the id in it.
 EDGE = 512
 OOM_SCORE_ADJUST = "500"
@@ -96,6 +98,11 @@ class Process:
     def usable(self) -> bool:
         """Whether messages can still be exchanged with it."""
         return self._output_open and self.code is None and self._stopping is None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes a message at once."""
+        return self.usable and self._stdin.drained
 
     @property
     def stopping(self) -> bool:
@@ -242,9 +249,14 @@ class Process:
 
 
 class _Stdin(asyncio.BaseProtocol):
-    """The pipe to the child."""
+    """The pipe to the child.
+
+    The messages of one turn of the event loop are written together at its end: each write for itself wakes the child, which may take
+    the processor from what else the turn would bring.
+    """
 
     def __init__(self) -> None:
+        self._waiting = bytearray()
         self._transport: asyncio.WriteTransport | None = None
         self._drained = asyncio.Event()
         self._drained.set()
@@ -263,6 +275,10 @@ class _Stdin(asyncio.BaseProtocol):
     def resume_writing(self) -> None:
         self._drained.set()
 
+    @property
+    def drained(self) -> bool:
+        return self._drained.is_set()
+
     async def ready(self) -> bool:
         if self._drained.is_set():
             return True
@@ -276,10 +292,19 @@ class _Stdin(asyncio.BaseProtocol):
         return True
 
     def write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._waiting += data
+        if len(self._waiting) > WRITE_TOGETHER:
+            self._flush()
+
+    def _flush(self) -> None:
+        data, self._waiting = self._waiting, bytearray()
+        if data and self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     def close(self) -> None:
+        self._flush()
         # Not close(): that waits until a child that reads no more has read the rest.
         if self._transport is not None:
             if self._transport.get_write_buffer_size():

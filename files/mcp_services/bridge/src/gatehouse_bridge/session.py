@@ -29,6 +29,8 @@ class Session:
         self.id = secrets.token_urlsafe(24)
         self.owner = owner
         self.child = child
+        # What every answer in it says.
+        self.headers = [(b"mcp-session-id", self.id.encode())]
         # Connections of the client that are open.
         self.connections = 0
         self.idle_since = time.monotonic()
@@ -49,12 +51,7 @@ class Session:
         Raises:
             ChildError: the child cannot take it.
         """
-        self._numbers += 1
-        stream = Stream(self._numbers, self._throttle)
-        self._streams[stream.number] = stream
-        ended = [number for number, old in self._streams.items() if old.final]
-        for number in ended[: max(0, len(ended) - ENDED_KEPT)]:
-            del self._streams[number]
+        stream = self._new_stream()
         if self.child.shared and message.method == "initialize":
             stream.put(self._hello(message), final=True)
             return stream
@@ -63,6 +60,22 @@ class Session:
         except BaseException:
             self.forget(stream)
             raise
+        return stream
+
+    def request_now(self, message: Message) -> Stream:
+        """The same as `request`, but for `initialize`, where the child's process is ready."""
+        stream = self._new_stream()
+        self.child.request_now(self, message, stream)
+        return stream
+
+    def _new_stream(self) -> Stream:
+        self._numbers += 1
+        stream = Stream(self._numbers, self._throttle)
+        if len(self._streams) > ENDED_KEPT:
+            ended = [number for number, old in self._streams.items() if old.final]
+            for number in ended[: max(0, len(ended) - ENDED_KEPT)]:
+                del self._streams[number]
+        self._streams[stream.number] = stream
         return stream
 
     async def accept(self, message: Message) -> None:
@@ -108,6 +121,11 @@ class Session:
             return None
         stream = self._standalone if stream_number == "0" else self._streams.get(int(stream_number))
         return None if stream is None else (stream, int(event_number))
+
+    def left(self) -> None:
+        """One of its connections has come to its end."""
+        self.connections -= 1
+        self.idle_since = time.monotonic()
 
     def close(self) -> None:
         """End the session: the streams end, and what the child still works on for it is cancelled."""

@@ -172,17 +172,29 @@ class Exchange:
             ChildError: the child cannot take it.
             Refusal: there is no such method.
         """
-        message, child = self._message, self._child
-        if message.method in REMOVED:
+        if self._message.method in REMOVED:
             raise Refusal(jsonrpc.METHOD_NOT_FOUND, "Method not found")
-        if child.modern:
-            self._call = await child.request(self, message, self.stream)
-        elif message.method == "server/discover":
+        if self._discovers:
             self.stream.put(self._discover(), final=True)
-        elif message.method == "subscriptions/listen":
+        elif self._message.method == "subscriptions/listen" and not self._child.modern:
             await self._listen()
         else:
-            self._call = await child.request(self, message, self.stream, without=ENVELOPE)
+            self._call = await self._child.request(self, self._message, self.stream, self._without)
+
+    def begin_now(self) -> None:
+        """The same as `begin` for a method of this age, but for `subscriptions/listen`, where the child's process is ready."""
+        if self._discovers:
+            self.stream.put(self._discover(), final=True)
+        else:
+            self._call = self._child.request_now(self, self._message, self.stream, self._without)
+
+    @property
+    def _discovers(self) -> bool:
+        return self._message.method == "server/discover" and not self._child.modern
+
+    @property
+    def _without(self) -> frozenset[str]:
+        return frozenset() if self._child.modern else ENVELOPE
 
     def take_up(self, call: Call) -> None:
         """Take a call's answer, which an earlier request has begun."""

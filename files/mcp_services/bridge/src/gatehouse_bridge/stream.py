@@ -29,6 +29,23 @@ class Stream:
             the source serves others too and cannot wait: then the oldest messages are dropped.
     """
 
+    __slots__ = (
+        "_events",
+        "_last",
+        "_read",
+        "_reader",
+        "_size",
+        "_throttle",
+        "_throttled",
+        "_unread",
+        "_waiter",
+        "answered",
+        "dropped",
+        "final",
+        "number",
+        "on_change",
+    )
+
     def __init__(self, number: int, throttle: "Callable[[Stream, bool], None] | None" = None) -> None:
         """See the class."""
         self.number = number
@@ -45,6 +62,8 @@ class Stream:
         self._unread = 0
         self._reader: object | None = None
         self._waiter: asyncio.Future[bool] | None = None
+        # Called when something happened, by who answers without a task that waits.
+        self.on_change: Callable[[], None] | None = None
 
     @property
     def attached(self) -> bool:
@@ -60,6 +79,15 @@ class Stream:
     def waiting(self) -> int:
         """How many events are there to be read."""
         return self._last - self._read
+
+    @property
+    def answer(self) -> str | None:
+        """The answer, where nothing else waits to be read before it."""
+        return self._events[-1].text if self.answered and self.waiting == 1 else None
+
+    def is_read_by(self, reader: object) -> bool:
+        """Whether this reader is still the one who reads it."""
+        return self._reader is reader
 
     def is_answer(self, event: Event) -> bool:
         """Whether this event is the answer."""
@@ -140,6 +168,8 @@ class Stream:
     def _wake(self, quiet: bool = False) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(quiet)
+        if self.on_change is not None:
+            self.on_change()
 
     def _release(self) -> None:
         if self._throttled and self._throttle and (self._unread < LOW or not self.attached):
