@@ -331,6 +331,7 @@ def report(sides: list[Gateway], pipe: float) -> None:
             f"| {side.name} | {rates} | {at(side.p99s, 256, 1e-3)} ms | {added:,.0f} µs | {side.sdk_rate:,.0f} |"
         )
     print(f"\nThe bare pipe's p50: {pipe:,.0f} µs.\n")
+
     def kib(value: float | None) -> str:
         return "not measurable" if value is None else f"{value:,.0f} KiB"
 
