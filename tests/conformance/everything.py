@@ -326,8 +326,10 @@ async def test_reconnection(call: Call) -> Answer:
     """Close the event stream in the middle of the call, where the transport has one."""
     if call.context.close_sse_stream is not None:
         await call.context.close_sse_stream()
-    # Over stdio it is the bridge that closes it, after `STREAM_SECONDS` of `run.py`.
-    await asyncio.sleep(6)
+        await asyncio.sleep(1)
+    else:
+        # Over stdio it is the bridge that closes it, after `STREAM_SECONDS` of `run.py`.
+        await asyncio.sleep(6)
     return complete(text("Reconnection test completed"))
 
 
@@ -457,10 +459,11 @@ async def test_input_required_result_capabilities(call: Call) -> Answer:
     return ask(offered) if offered and not call.responses else complete(text("ok"))
 
 
-async def list_tools(_context: Any, _params: Any) -> types.ListToolsResult:
+async def list_tools(context: Any, _params: Any) -> types.ListToolsResult:
     """`tools/list`."""
-    # Longer than the bridge waits before it answers with an event stream, which the suite has several of at once.
-    await asyncio.sleep(0.6)
+    if context.protocol_version == "2025-11-25":
+        # Longer than the bridge waits before it answers with an event stream, of which the suite has several at once.
+        await asyncio.sleep(0.6)
     tools = [
         {"name": name, "description": function.__doc__, "inputSchema": schema}
         for name, (schema, function) in TOOLS.items()
