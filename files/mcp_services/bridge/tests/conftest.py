@@ -17,7 +17,12 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import settings
 
+# The same examples in every run of `make test`; `make fuzz` looks for new ones.
+settings.register_profile("test", derandomize=True, database=None, deadline=None)
+settings.register_profile("fuzz", max_examples=5000, database=None, deadline=None)
+settings.load_profile("test")
 HERE = Path(__file__).parent
 NASTY = [sys.executable, str(HERE / "nasty.py")]
 ACCEPT = {"Accept": "application/json, text/event-stream"}

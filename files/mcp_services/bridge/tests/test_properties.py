@@ -3,13 +3,8 @@
 import json
 
 import bridge_promises as promises
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
-
-# The same examples in every run of `make test`; `make fuzz` looks for new ones.
-settings.register_profile("test", derandomize=True, database=None, deadline=None)
-settings.register_profile("fuzz", max_examples=5000, database=None, deadline=None)
-settings.load_profile("test")
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
