@@ -344,10 +344,10 @@ class Fleet:
         return node
 
 
-def reachable(node: Node) -> bool:
+def reachable(node: Node, client: httpx.Client | None = None) -> bool:
     assert node.process.poll() is None, "the service ended"
     try:
-        node.http.get(f"{node.base}/health")
+        (client or node.http).get(f"{ISSUER if client else node.base}/health")
     except httpx.TransportError:
         return False
     return True

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from gatehouse_auth import limits, redirects
+from gatehouse_auth.app import _end
 from gatehouse_auth.audit import Log
 from gatehouse_auth.identity.base import AccessRules, Identity
 from gatehouse_auth.identity.github import GitHub
@@ -209,3 +210,26 @@ def test_organisations_are_asked_for_once_an_allow_list_names_one() -> None:
     assert asyncio.run(scope_of(provider)) == ["read:user user:email read:org"]
     provider.follow(["okta:other/team"])
     assert asyncio.run(scope_of(provider)) == ["read:user user:email"]
+
+
+def test_a_task_that_drops_a_cancellation_is_ended() -> None:
+    async def run() -> None:
+        dropped = 0
+
+        async def stubborn() -> None:
+            nonlocal dropped
+            while True:
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    if dropped == 2:
+                        raise
+                    dropped += 1
+
+        task = asyncio.create_task(stubborn())
+        await asyncio.sleep(0)
+        await _end([task])
+        assert task.cancelled()
+        assert dropped == 2
+
+    asyncio.run(run())

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -24,6 +24,7 @@ from gatehouse_service.configuration import ConfigurationError, load
 
 BODY_LIMIT = 64 * 1024
 BODY_SECONDS = 15
+END_SECONDS = 0.2
 # In the order in which they are tried: what programs ask comes first.
 ROUTES = (token, register, authorize, activate, signin, account, operators, metadata)
 FOR_PEOPLE = ("/authorize", "/consent", "/signin/", "/account", "/activate", "/operators")
@@ -105,12 +106,20 @@ async def _lifespan(context: Context, internal: Internal) -> AsyncIterator[None]
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
         await context.rechecks.stop(rechecks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end(tasks)
         await context.decisions.hand_over(context.store)
         await context.uses.hand_over(context.store)
         await context.close()
+
+
+async def _end(tasks: Iterable["asyncio.Task[None]"]) -> None:
+    # More than once: before Python 3.12 asyncio.wait_for, in which redis-py writes, drops a cancellation that
+    # comes just as what it waits for is done (CPython issue 86296).
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=END_SECONDS)
 
 
 def _reload(context: Context, internal: Internal) -> None:

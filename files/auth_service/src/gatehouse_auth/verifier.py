@@ -78,7 +78,8 @@ class RevocationStream:
         async with self._redis.pubsub() as channel:
             await channel.subscribe(REVOCATIONS)
             waiting = 0
-            while True:
+            # A time limit can go lost in redis-py, as a cancellation can (see app._end).
+            while self._limit is None or not self._limit.expired():
                 message = await channel.get_message(timeout=BEAT_SECONDS)
                 if message is None:
                     if waiting == 2:
