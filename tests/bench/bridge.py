@@ -31,6 +31,7 @@ from conftest import free_port  # noqa: E402
 from load import CALL, INITIALIZE, INITIALIZED, sessions  # noqa: E402
 
 SERVER_CORE, LOAD_CORE = 0, 1
+AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 CLIENTS = (1, 16, 256)
 IDLE = 40
 FAST, SDK = (str(HERE / name) for name in ("stdio_fast.py", "stdio_sdk.py"))
@@ -57,6 +58,23 @@ class Gateway:
     first_fast: list[float] = field(default_factory=list)
     own_memory: float | None = None
     memory: float | None = None
+
+
+@contextmanager
+def scheduled_as_a_unit() -> Iterator[None]:
+    """Have the kernel share a core among processes, as within a systemd unit.
+
+    Outside one it shares it among sessions (`sched(7)`, the autogroup feature). A gateway that gives each server a session of its
+    own would be one in 257 then, and one that does not, one in two.
+    """
+    before = AUTOGROUP.read_text() if AUTOGROUP.exists() else None
+    if before is not None:
+        AUTOGROUP.write_text("0")
+    try:
+        yield
+    finally:
+        if before is not None:
+            AUTOGROUP.write_text(before)
 
 
 @contextmanager
@@ -289,7 +307,7 @@ def main() -> None:
     os.sched_setaffinity(0, {LOAD_CORE})
     sides = [side for side in gateways(options) if options.only in side.name]
     pipe = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, scheduled_as_a_unit():
         log = Path(folder) / "log"
         for _ in range(options.rounds):
             pipe.append(raw(1))

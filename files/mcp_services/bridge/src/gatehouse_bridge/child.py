@@ -8,7 +8,6 @@ the id that he gave.
 import asyncio
 import re
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -86,6 +85,10 @@ class Call:
     since: float
 
 
+def _nobody_to_ask(_child: "Child", _id: str, _message: Message) -> bool:
+    return False
+
+
 class Child:
     """A process with a JSON-RPC peer in it.
 
@@ -113,7 +116,7 @@ class Child:
         # Result of `initialize`, where the bridge made it.
         self.hello: dict[str, Any] = {}
         # Asks its clients what it asks, where that can be (`gatehouse_bridge.rounds`); whether there was one to ask.
-        self.on_ask: Callable[[Child, str, Message], bool] = lambda _child, _id, _message: False
+        self.on_ask: Callable[[Child, str, Message], bool] = _nobody_to_ask
         self.clients: dict[Client, None] = {}
         self.calls: dict[int, Call] = {}
         self.idle_since = time.monotonic()
@@ -121,10 +124,10 @@ class Child:
         self._metrics = metrics
         self._on_gone = on_gone
         self._number = 0
-        self._tokens: OrderedDict[int, tuple[Client, str]] = OrderedDict()
+        self._tokens: dict[int, tuple[Client, str]] = {}
         self._own: dict[int, asyncio.Future[Message]] = {}
         self._asked: dict[str, Client] = {}
-        self._slow: set[Stream] = set()
+        self._slow: dict[Stream, None] = {}
         self._subscribers: dict[str, set[Client]] = {}
         self._rubbish = 0
         process.on_line = self._line
@@ -261,7 +264,7 @@ class Child:
             edits["params", "_meta", "progressToken"] = str(number)
             self._tokens[number] = (client, jsonrpc.dump(token))
             if len(self._tokens) > TOKENS_KEPT:
-                self._tokens.popitem(last=False)
+                del self._tokens[next(iter(self._tokens))]
         if without:
             meta = {name: value for name, value in message.meta.items() if name not in without}
             edits.pop(("params", "_meta", "progressToken"), None)
@@ -362,10 +365,10 @@ class Child:
     def throttle(self, stream: Stream, slow: bool) -> None:
         """Wait for a slow reader. Only for a child that has no other client."""
         if slow:
-            self._slow.add(stream)
+            self._slow[stream] = None
             self.process.pause()
         else:
-            self._slow.discard(stream)
+            self._slow.pop(stream, None)
             if not self._slow:
                 self.process.resume()
 

@@ -112,7 +112,7 @@ class Pool:
         Raises:
             ChildError: there are too many, it does not start, or the user has no credentials for it.
         """
-        return Child(await self._take(user), self._log, self._metrics, lambda _: None, shared=False)
+        return Child(await self._take(user), self._log, self._metrics, _not_shared, shared=False)
 
     async def joint(
         self, key: Hashable, user: str, capabilities: Mapping[str, Any], modern: bool = False
@@ -284,6 +284,10 @@ class Pool:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _not_shared(_: Child) -> None:
+    """A child of one client's own has gone: its session sees to that."""
 
 
 def _running(task: asyncio.Task[Child] | None) -> Child | None:

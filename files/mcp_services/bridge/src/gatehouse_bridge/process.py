@@ -30,6 +30,10 @@ STDERR_RATE = 100
 LAST_WORDS_SECONDS = 0.5
 
 
+def _nothing(*_: bytes) -> None:
+    """What is called before there is anything to call; a function for each child would take its room."""
+
+
 class BusyError(Exception):
     """The child has not read what was sent before."""
 
@@ -69,14 +73,14 @@ class Process:
             file.write(OOM_SCORE_ADJUST)
         processes[self.pid] = self
         self.started = time.monotonic()
-        self.on_line: Callable[[bytes], None] = lambda _: None
-        self.on_long_line: Callable[[bytes, bytes], None] = lambda _head, _tail: None
-        self.on_end: Callable[[], None] = lambda: None
-        self.ended = asyncio.Event()
+        self.on_line: Callable[[bytes], None] = _nothing
+        self.on_long_line: Callable[[bytes, bytes], None] = _nothing
+        self.on_end: Callable[[], None] = _nothing
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.code: int | None = None
         self._stdin = _Stdin()
         self._stdout = _Lines(self._line, self._long_line, self._output_ended)
-        self._stderr = _Lines(self._print, lambda head, _: self._print(head), lambda: None, STDERR_LINE)
+        self._stderr = _Lines(self._print, self._print, _nothing, STDERR_LINE)
         self._printed, self._printing_since = 0, 0.0
         self._output_open = True
         self._paused = False
@@ -151,12 +155,9 @@ class Process:
         for number in (None, signal.SIGTERM):
             if number is not None:
                 tree.send(self._members(), number)
-            try:
-                async with asyncio.timeout(grace):
-                    await self.ended.wait()
+            await asyncio.wait([self._ended], timeout=grace)
+            if self._ended.done():
                 break
-            except TimeoutError:
-                continue
         members, pause = self._members(), 0.02
         while members:
             if self._group is None or not self._group.kill():
@@ -164,7 +165,7 @@ class Process:
             await asyncio.sleep(pause)
             members, pause = self._members(), min(2 * pause, 0.5)
         self._stdout.close()
-        await self.ended.wait()
+        await asyncio.wait([self._ended])
         self._stderr.close()
         # Its descendants were adopted by the bridge as they died: none may stay a zombie.
         tree.adopted(self._processes)
@@ -224,17 +225,17 @@ class Process:
             self._tell()
 
     def _end(self) -> None:
-        if not self.ended.is_set():
+        if not self._ended.done():
             self._output_open = False
-            self.ended.set()
+            self._ended.set_result(None)
             self.stop()
             self._tell()
 
     def _tell(self) -> None:
-        on_end, self.on_end = self.on_end, lambda: None
+        on_end, self.on_end = self.on_end, _nothing
         on_end()
 
-    def _print(self, line: bytes) -> None:
+    def _print(self, line: bytes, _tail: bytes = b"") -> None:
         now = time.monotonic()
         if now - self._printing_since >= 1:
             if self._printed > STDERR_RATE:
@@ -258,8 +259,8 @@ class _Stdin(asyncio.BaseProtocol):
     def __init__(self) -> None:
         self._waiting = bytearray()
         self._transport: asyncio.WriteTransport | None = None
-        self._drained = asyncio.Event()
-        self._drained.set()
+        # Set when it has room again; None while it has.
+        self._room: asyncio.Event | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)
@@ -267,26 +268,28 @@ class _Stdin(asyncio.BaseProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._drained.set()
+        self.resume_writing()
 
     def pause_writing(self) -> None:
-        self._drained.clear()
+        self._room = self._room or asyncio.Event()
 
     def resume_writing(self) -> None:
-        self._drained.set()
+        if self._room is not None:
+            self._room.set()
+            self._room = None
 
     @property
     def drained(self) -> bool:
-        return self._drained.is_set()
+        return self._room is None
 
     async def ready(self) -> bool:
-        if self._drained.is_set():
+        if self._room is None:
             return True
         try:
             async with asyncio.timeout(WRITE_SECONDS):
                 # Of several that wait, the first to write may fill it again.
-                while not self._drained.is_set():
-                    await self._drained.wait()
+                while self._room is not None:
+                    await self._room.wait()
         except TimeoutError:
             return False
         return True

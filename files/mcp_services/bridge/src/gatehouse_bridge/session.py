@@ -2,7 +2,6 @@
 
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 
 from gatehouse_bridge import jsonrpc
@@ -41,7 +40,7 @@ class Session:
         self._on_lost = on_lost
         self._throttle = None if child.shared else child.throttle
         self._standalone = Stream(0, self._throttle)
-        self._streams: OrderedDict[int, Stream] = OrderedDict()
+        self._streams: dict[int, Stream] = {}
         self._numbers = 0
         child.attach(self)
 
