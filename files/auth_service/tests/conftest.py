@@ -55,7 +55,7 @@ def free_port() -> int:
         return port
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -115,13 +115,13 @@ class RedisServer:
     def kill(self) -> None:
         assert self.process is not None
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(30)
 
     def stop(self) -> None:
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
             self.process.terminate()
-            self.process.wait(10)
+            self.process.wait(30)
 
 
 @dataclass
@@ -133,7 +133,7 @@ class Node:
     log: Path
     resources: Path
     http: httpx.Client = field(
-        default_factory=lambda: httpx.Client(verify=False, trust_env=False, timeout=10)
+        default_factory=lambda: httpx.Client(verify=False, trust_env=False, timeout=30)
     )
 
     @property
@@ -356,7 +356,7 @@ def reachable(node: Node, client: httpx.Client | None = None) -> bool:
 def end(process: subprocess.Popen[str]) -> None:
     process.terminate()
     try:
-        process.wait(10)
+        process.wait(30)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

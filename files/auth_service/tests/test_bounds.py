@@ -48,7 +48,7 @@ def test_every_key_has_a_time_to_live_or_a_bound(own_fleet: Fleet) -> None:
         assert account(browser).status_code == 200
         admin = own_fleet.redis.admin
         node.process.terminate()
-        node.process.wait(10)
+        node.process.wait(30)
     held = set(admin.scan_iter("*"))
     assert held >= BOUNDED
     assert {key.split(":")[1] for key in held - BOUNDED} == KINDS

@@ -556,7 +556,7 @@ def test_sigterm_finishes_what_is_under_way(own_fleet: Fleet) -> None:
         node.process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         thread.join(10)
-        node.process.wait(10)
+        node.process.wait(30)
     assert answers == [400]
     assert node.process.returncode in (0, -signal.SIGTERM)
 

@@ -285,7 +285,7 @@ def test_what_a_node_that_died_had_taken_up_is_done_by_another(
     make_due(own_fleet)
     wait_for(lambda: upstream.asked.count("token") > asked)
     ana.node.process.kill()
-    ana.node.process.wait(10)
+    ana.node.process.wait(30)
     upstream.lies = Lies()
     assert 0 < due_in(own_fleet) <= LEASE_SECONDS
     other = start_with_openid(own_fleet, upstream)

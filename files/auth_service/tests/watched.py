@@ -44,7 +44,7 @@ class Sentinel:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(30)
 
     def ready(self) -> bool:
         """Whether it knows the others."""

@@ -264,8 +264,10 @@ DISCOVERED = {
     )
 }
 SERVER = _route(DISCOVERED)
-SERVER_SUFFIX = _route(DISCOVERED, SUFFIX)
-SERVER_PREFIX = _route(DISCOVERED, PREFIX)
+# Starlette's paths have no line break in them.
+DISCOVERED_BELOW = DISCOVERED | {404: _json("No such path", ERROR)}
+SERVER_SUFFIX = _route(DISCOVERED_BELOW, SUFFIX)
+SERVER_PREFIX = _route(DISCOVERED_BELOW, PREFIX)
 PUBLIC_KEY = {**_object({"kty": TEXT, "kid": TEXT}), "not": {"required": ["d"]}}
 JWKS = _route({200: _json("The public keys", _object({"keys": _list(PUBLIC_KEY)}), "Cache-Control")})
 STATUS = _object({"status": {"enum": ["ok", "failing"]}})
