@@ -1,6 +1,7 @@
 """Three Redis servers that three real sentinels watch, on loopback."""
 
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -46,6 +47,16 @@ class Sentinel:
         self.process.terminate()
         self.process.wait(30)
 
+    def named(self) -> int:
+        """The primary's port, as it has it."""
+        with Redis(port=self.port, username="admin", password=self.password) as client:
+            return int(client.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", NAME)[1])
+
+    def busy(self) -> bool:
+        """Whether it is at a failover."""
+        with Redis(port=self.port, username="admin", password=self.password) as client:
+            return "failover_in_progress" in client.sentinel_master(NAME)["flags"]
+
     def ready(self) -> bool:
         """Whether it knows the others."""
         try:
@@ -70,10 +81,9 @@ class Watched:
         return f"redis+sentinel://auth@{nodes}/{NAME}/0"
 
     def named(self) -> int:
-        """The primary's port, as the first sentinel has it."""
-        first = self.sentinels[0]
-        with Redis(port=first.port, username="admin", password=first.password) as client:
-            return int(client.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", NAME)[1])
+        """The primary's port, as most sentinels have it: one alone may be stuck in a failover for good."""
+        ports = Counter(sentinel.named() for sentinel in self.sentinels)
+        return ports.most_common(1)[0][0]
 
     @property
     def primary(self) -> RedisServer:
@@ -86,9 +96,12 @@ class Watched:
         return [server for server in self.servers if server.port != port]
 
     def healthy(self) -> bool:
-        """Whether one is the primary, and the others follow it."""
+        """Whether one is the primary, the others follow it, and no sentinel is still at a failover.
+
+        It would wait for the server that it has promoted, for good, if that were killed now.
+        """
         try:
-            return online(self.primary)
+            return online(self.primary) and not any(sentinel.busy() for sentinel in self.sentinels)
         except RedisError:
             return False
 

@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -157,6 +158,7 @@ class Primary(Sentinel):
         self._name = address.primary
         self._named: list[tuple[str, int] | None] = [None] * len(address.nodes)
         self._pools: list[_PrimaryPool] = []
+        self._renewing: set[asyncio.Task[None]] = set()
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
         """The primary, for redis-py, which asks before each new connection.
@@ -192,14 +194,14 @@ class Primary(Sentinel):
             except (RedisError, OSError, TimeoutError):
                 named = None
             self._named[index] = None if named is None else (named[0], int(named[1]))
-            await self._count()
+            self._count()
             await asyncio.sleep(ASK_SECONDS)
 
     async def _ask(self, sentinel: "Redis") -> Any:
         # SENTINEL MASTERS, which redis-py asks, names the old one until every replica has followed.
         return await sentinel.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", self._name)  # type: ignore[no-untyped-call]
 
-    async def _count(self) -> None:
+    def _count(self) -> None:
         found, votes = Counter(self._named).most_common(1)[0]
         elected = found if 2 * votes > len(self._named) else None
         if elected == self.address:
@@ -207,8 +209,15 @@ class Primary(Sentinel):
         self.address = elected
         self.on_move()
         for pool in self._pools:
-            # What is under way may end: what it writes counts with a replica's word alone.
-            await pool.update_active_connections_for_reconnect()  # type: ignore[no-untyped-call]
+            # Not waited for: whatever holds a pool up, the sentinels have to be asked.
+            task = asyncio.create_task(self._renew(pool))
+            self._renewing.add(task)
+            task.add_done_callback(self._renewing.discard)
+
+    async def _renew(self, pool: _PrimaryPool) -> None:
+        # What is under way may end: what it writes counts with a replica's word alone.
+        await pool.update_active_connections_for_reconnect()  # type: ignore[no-untyped-call]
+        with suppress(RedisError, OSError):  # a server that was killed says this and that to being left
             await pool.disconnect(inuse_connections=False)
 
 

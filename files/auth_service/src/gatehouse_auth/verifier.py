@@ -61,11 +61,15 @@ class RevocationStream:
         return limit.expired()
 
     def moved(self) -> None:
-        """Redis has another primary. The old one may not know, and talk on; nobody waits for it."""
+        """Redis has another primary. The old one may not know, and talk on; nobody waits for it.
+
+        A stream that is not there yet is not interrupted: redis-py would lose the connection's place in
+        the pool. It finds out by itself.
+        """
         if self.synced:
             self._lose("moved")
-        if self._limit is not None and self._limit.when() is None:
-            self._limit.reschedule(asyncio.get_running_loop().time())
+            if self._limit is not None and self._limit.when() is None:
+                self._limit.reschedule(asyncio.get_running_loop().time())
 
     def _lose(self, reason: str) -> None:
         self._log.event("revocation_stream_lost", "warning", reason=reason)
