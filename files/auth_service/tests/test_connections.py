@@ -1,6 +1,7 @@
 """Where Redis is, as a URL says it, and TLS to it."""
 
 import asyncio
+import io
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -15,7 +16,9 @@ from cryptography.x509.oid import NameOID
 from redis.exceptions import ConnectionError as RedisConnectionError
 from watched import NAME, Sentinel
 
-from gatehouse_auth.connections import RedisAddress, connect
+from gatehouse_auth.audit import Log
+from gatehouse_auth.connections import ASK_SECONDS, RedisAddress, connect
+from gatehouse_auth.verifier import RevocationStream
 
 
 def test_what_a_url_means() -> None:
@@ -139,3 +142,65 @@ def test_tls_to_sentinels_and_redis(encrypted: tuple[RedisServer, int, str, str]
     finally:
         for sentinel in sentinels:
             sentinel.stop()
+
+
+# covers: failover
+def test_sentinels_are_asked_whatever_holds_a_pool_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    primary = connect("redis+sentinel://auth@127.0.0.1:1,127.0.0.1:2,127.0.0.1:3/main/0", "secret").primary
+    assert primary is not None
+    named = ["10.0.0.1", "6379"]
+
+    async def ask(_: object) -> list[str]:
+        return named
+
+    async def hang(_: object) -> None:
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(primary, "_ask", ask)
+    monkeypatch.setattr(primary, "_renew", hang)
+
+    async def run() -> None:
+        following = asyncio.create_task(primary.run())
+        for number in range(1, 6):
+            named[0] = f"10.0.0.{number}"
+            await asyncio.sleep(4 * ASK_SECONDS)
+            assert primary.address == (f"10.0.0.{number}", 6379)
+        following.cancel()
+
+    asyncio.run(run())
+
+
+# covers: failover
+def test_a_stream_that_connects_is_not_interrupted() -> None:
+    interrupted = []
+
+    class Slow:
+        """A Redis that takes its time, and then does not answer."""
+
+        def pubsub(self) -> "Slow":
+            return self
+
+        async def __aenter__(self) -> "Slow":
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        async def subscribe(self, _: str) -> None:
+            try:
+                await asyncio.sleep(0.2)
+            except asyncio.CancelledError:
+                interrupted.append(True)
+                raise
+            raise RedisConnectionError
+
+    async def run() -> None:
+        stream = RevocationStream(Slow(), Log(io.StringIO()), lambda _: None)  # type: ignore[arg-type]
+        listening = asyncio.create_task(stream.run())
+        for _ in range(6):
+            await asyncio.sleep(0.1)
+            stream.moved()
+        assert not interrupted
+        listening.cancel()
+
+    asyncio.run(run())

@@ -577,6 +577,31 @@ def test_systemd_is_told(own_fleet: Fleet, tmp_path: Path) -> None:
         assert messages.count(b"WATCHDOG=1") >= 2
 
 
+def test_a_node_whose_background_work_has_ended_is_started_again(own_fleet: Fleet, tmp_path: Path) -> None:
+    """Systemd does that (`WatchdogSec=`) with a service that it hears no more of."""
+    broken = (
+        "from gatehouse_auth.verifier import RevocationStream\n"
+        "async def run(self):\n"
+        "    raise RuntimeError('the-password')\n"
+        f"RevocationStream.run = run\n{AS_MAIN}"
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(str(tmp_path / "notify"))
+        own_fleet.environment["NOTIFY_SOCKET"] = str(tmp_path / "notify")
+        own_fleet.environment["WATCHDOG_USEC"] = "200000"
+        node = own_fleet.start(program=("-c", broken))
+        wait_for(lambda: bool(node.records("fault")))
+        channel.settimeout(1)
+        with contextlib.suppress(TimeoutError):
+            for _ in range(30):
+                channel.recv(100)
+        with pytest.raises(TimeoutError):
+            channel.recv(100)
+    (fault,) = node.records("fault")
+    assert fault["error"] == "RuntimeError"
+    assert "the-password" not in node.log.read_text()
+
+
 def test_a_port_that_is_taken(own_fleet: Fleet) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import signal
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
@@ -99,14 +100,23 @@ async def _lifespan(context: Context, internal: Internal) -> AsyncIterator[None]
         asyncio.create_task(context.findings.stream.run()),
         asyncio.create_task(context.decisions.run(context.store)),
         asyncio.create_task(context.uses.run(context.store)),
-        asyncio.create_task(systemd.watchdog()),
     ]
+    watchdog = asyncio.create_task(systemd.watchdog())
+
+    def ended(task: "asyncio.Task[None]") -> None:
+        # Without it the node would go on half blind. Systemd hears no more of it, and starts it again.
+        if not task.cancelled() and task.exception() is not None:
+            logging.getLogger(__name__).error("a task has ended", exc_info=task.exception())
+            watchdog.cancel()
+
+    for task in tasks:
+        task.add_done_callback(ended)
     try:
         yield
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
         await context.rechecks.stop(rechecks)
-        await _end(tasks)
+        await _end([*tasks, watchdog])
         await context.decisions.hand_over(context.store)
         await context.uses.hand_over(context.store)
         await context.close()
