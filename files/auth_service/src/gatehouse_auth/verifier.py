@@ -101,6 +101,8 @@ class RevocationStream:
 
 
 T = TypeVar("T")
+# Of a finding: the service, and the digest of the token.
+Key = tuple[str, bytes]
 
 
 @dataclass(slots=True)
@@ -124,8 +126,10 @@ class Findings(Generic[T]):
     def __init__(self, store: Store, redis: "Redis", log: Log, grace_seconds: int) -> None:
         self._store = store
         self._grace = grace_seconds
-        self._found: dict[tuple[str, bytes], Finding[T]] = {}
-        self._by_name: dict[str, set[tuple[str, bytes]]] = {}
+        self._found: dict[Key, Finding[T]] = {}
+        # A set only where a name has several: most have one, and tens of thousands of sets are what the
+        # garbage collector stops everything for.
+        self._by_name: dict[str, Key | set[Key]] = {}
         self._rules = 0
         self._waiting: list[tuple[tuple[str, ...], asyncio.Future[bool]]] = []
         self._asking: asyncio.Task[None] | None = None
@@ -227,22 +231,26 @@ class Findings(Generic[T]):
         covered = not self.stream.synced and found.generation == self.stream.generation - 1
         return self.stream.lost_at if covered and found.generation >= 0 else found.confirmed
 
-    def _keep(self, key: tuple[str, bytes], found: Finding[T]) -> None:
+    def _keep(self, key: Key, found: Finding[T]) -> None:
         if key not in self._found:
             if len(self._found) >= ENTRIES:
                 self._forget(next(iter(self._found)))
             self._found[key] = found
             for name in found.names:
-                self._by_name.setdefault(name, set()).add(key)
+                held = self._by_name.setdefault(name, key)
+                if isinstance(held, set):
+                    held.add(key)
+                elif held is not key:
+                    self._by_name[name] = {held, key}
 
-    def _forget(self, key: tuple[str, bytes]) -> None:
+    def _forget(self, key: Key) -> None:
         found = self._found.pop(key, None)
         for name in found.names if found is not None else ():
-            keys = self._by_name.get(name)
-            if keys is not None:
-                keys.discard(key)
-                if not keys:
-                    del self._by_name[name]
+            held = self._by_name.get(name)
+            if isinstance(held, set):
+                held.discard(key)
+            if held == key or held == set():
+                del self._by_name[name]
 
     def clear(self) -> None:
         """Forget everything, also what is being found: the rules that it was judged by have changed."""
@@ -253,7 +261,8 @@ class Findings(Generic[T]):
     def drop(self, name: str) -> None:
         """Forget every finding that a revocation of this name ends."""
         self.stream.events += 1
-        for key in list(self._by_name.get(name, ())):
+        held = self._by_name.get(name, set())
+        for key in list(held) if isinstance(held, set) else [held]:
             self._forget(key)
 
 
