@@ -204,3 +204,47 @@ def test_a_stream_that_connects_is_not_interrupted() -> None:
         listening.cancel()
 
     asyncio.run(run())
+
+
+# covers: failover, revocation
+def test_a_stream_that_was_begun_before_a_move_does_not_count() -> None:
+    class Slow:
+        """A Redis that takes its time."""
+
+        begun = 0
+
+        def pubsub(self) -> "Slow":
+            return self
+
+        async def __aenter__(self) -> "Slow":
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        async def subscribe(self, _: str) -> None:
+            self.begun += 1
+            self.told = False
+            await asyncio.sleep(0.1)
+
+        async def get_message(self, **_: float) -> dict[str, str]:
+            if self.told:
+                await asyncio.sleep(0.05)
+                return {"type": "pong"}
+            self.told = True
+            return {"type": "subscribe"}
+
+    async def run() -> None:
+        redis = Slow()
+        stream = RevocationStream(redis, Log(io.StringIO()), lambda _: None)  # type: ignore[arg-type]
+        listening = asyncio.create_task(stream.run())
+        await asyncio.sleep(0.05)
+        stream.moved()
+        while redis.begun < 2:
+            assert not stream.synced
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        assert stream.synced
+        listening.cancel()
+
+    asyncio.run(run())

@@ -39,6 +39,7 @@ class RevocationStream:
         self.events = 0
         self.lost_at = time.monotonic()
         self._limit: asyncio.Timeout | None = None
+        self._moves = 0
 
     async def run(self) -> None:
         """Listen until cancelled."""
@@ -64,8 +65,9 @@ class RevocationStream:
         """Redis has another primary. The old one may not know, and talk on; nobody waits for it.
 
         A stream that is not there yet is not interrupted: redis-py would lose the connection's place in
-        the pool. It finds out by itself.
+        the pool. It does not count once it is there (`_listen`).
         """
+        self._moves += 1
         if self.synced:
             self._lose("moved")
             if self._limit is not None and self._limit.when() is None:
@@ -79,6 +81,7 @@ class RevocationStream:
         self.lost_at = time.monotonic()
 
     async def _listen(self) -> None:
+        moves = self._moves
         async with self._redis.pubsub() as channel:
             await channel.subscribe(REVOCATIONS)
             waiting = 0
@@ -96,6 +99,8 @@ class RevocationStream:
                 if message["type"] == "message":
                     self._on_revoked(message["data"])
                 elif message["type"] == "subscribe":
+                    if moves != self._moves:
+                        return  # it may be the old primary's, where nobody is told of a revocation
                     self.synced, self.away = True, False
                     self._log.event("revocation_stream_ready")
 
