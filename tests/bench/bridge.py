@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import os
+import shlex
 import signal
 import statistics
 import subprocess
@@ -34,12 +35,13 @@ SERVER_CORE, LOAD_CORE = 0, 1
 AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 CLIENTS = (1, 16, 256)
 IDLE = 40
-FAST, SDK = (str(HERE / name) for name in ("stdio_fast.py", "stdio_sdk.py"))
+FAST, SDK = ["/usr/bin/perl", str(HERE / "stdio_fast.pl")], [sys.executable, str(HERE / "stdio_sdk.py")]
+ON_ITS_CORE = ["taskset", "--cpu-list", str(SERVER_CORE)]
 
 
 @dataclass
 class Gateway:
-    """One of what is compared; `{port}` and `{server}` are filled in."""
+    """One of what is compared; `{port}` and the server's command are filled in."""
 
     name: str
     command: list[str]
@@ -78,10 +80,16 @@ def scheduled_as_a_unit() -> Iterator[None]:
 
 
 @contextmanager
-def running(gateway: Gateway, server: str, log: Path) -> Iterator[tuple[str, int]]:
+def running(gateway: Gateway, server: list[str], log: Path) -> Iterator[tuple[str, int]]:
     """A gateway in front of a server, until the block ends: its URL and its process."""
     port = free_port()
-    filled = {"{port}": str(port), "{python}": sys.executable, "{server}": server}
+    filled = {
+        "{port}": str(port),
+        "{program}": server[0],
+        "{script}": server[1],
+        "{server}": shlex.join(server),
+        "{list}": json.dumps(server),
+    }
 
     def fill(text: str) -> str:
         for name, value in filled.items():
@@ -90,7 +98,7 @@ def running(gateway: Gateway, server: str, log: Path) -> Iterator[tuple[str, int
 
     with log.open("ab") as output:
         process = subprocess.Popen(
-            ["taskset", "-c", str(SERVER_CORE), *map(fill, gateway.command)],
+            [*ON_ITS_CORE, *map(fill, gateway.command)],
             env={
                 "PATH": os.environ["PATH"],
                 **{name: fill(value) for name, value in gateway.environment.items()},
@@ -186,7 +194,7 @@ def load(url: str, clients: int, seconds: float) -> dict[str, float]:
 def raw(seconds: float) -> float:
     """Median in microseconds of a call over the bare pipe."""
     with subprocess.Popen(
-        ["taskset", "-c", str(SERVER_CORE), sys.executable, FAST],
+        [*ON_ITS_CORE, *FAST],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:
@@ -227,7 +235,7 @@ def idle_sessions(gateway: Gateway, log: Path) -> None:
         gateway.own_memory, gateway.memory = (slope if slope > 0 else None for slope in slopes)
 
 
-def new_sessions(gateway: Gateway, server: str, times: int, log: Path) -> list[float]:
+def new_sessions(gateway: Gateway, server: list[str], times: int, log: Path) -> list[float]:
     """Seconds until new sessions, one after the other, have their first answers."""
     with running(gateway, server, log) as (url, _):
         took = []
@@ -243,7 +251,7 @@ def gateways(options: argparse.Namespace) -> list[Gateway]:
         "GATEHOUSE_LISTEN": "127.0.0.1:{port}",
         "GATEHOUSE_SERVICE": "bench",
         "GATEHOUSE_PUBLIC_URL": "http://localhost/mcp",
-        "GATEHOUSE_BRIDGE_COMMAND": '["{python}", "{server}"]',
+        "GATEHOUSE_BRIDGE_COMMAND": "{list}",
         "GATEHOUSE_BRIDGE_MAX_CHILDREN": "300",
         "PYTHONPATH": os.pathsep.join([str(BRIDGE / "src"), str(BRIDGE.parents[1] / "service" / "src")]),
     }
@@ -258,7 +266,7 @@ def gateways(options: argparse.Namespace) -> list[Gateway]:
             "mcp-proxy 0.13",
             [
                 *(str(options.mcp_proxy.absolute()), "-m", "mcp_proxy"),
-                *("--port", "{port}", "--log-level", "ERROR", "--", "{python}", "{server}"),
+                *("--port", "{port}", "--log-level", "ERROR", "--", "{program}", "{script}"),
             ],
             path="/mcp/",
             shared=True,
@@ -270,7 +278,7 @@ def gateways(options: argparse.Namespace) -> list[Gateway]:
                     options.node,
                     str(node),
                     "--stdio",
-                    "{python} {server}",
+                    "{server}",
                     "--outputTransport",
                     "streamableHttp",
                 ),
@@ -281,7 +289,7 @@ def gateways(options: argparse.Namespace) -> list[Gateway]:
             "mcp-streamablehttp-proxy 0.2",
             [
                 str(options.streamable.absolute().parent / "mcp-streamablehttp-proxy"),
-                *("--port", "{port}", "--log-level", "error", "{python}", "{server}"),
+                *("--port", "{port}", "--log-level", "error", "{program}", "{script}"),
             ],
         ),
     ]

@@ -33,6 +33,9 @@ def message(data: bytes) -> None:
         assert json.dumps(json.loads(taken.text[member.start : member.end])) == json.dumps(read[name])
         assert json.dumps(member.value) == json.dumps(read[name])
     assert taken.is_response == ("method" not in read)
+    assert json.dumps(taken.values) == json.dumps(read)
+    if taken.id is not None:
+        assert taken.with_id('"edited"') == taken.edited({("id",): '"edited"'})
     places = {("id",): '"edited"', ("params", "_meta", "progressToken"): "7"}
     edited = json.loads(taken.edited(places))
     if "id" in read:

@@ -27,6 +27,29 @@ def test_it_becomes_one_line() -> None:
 
 
 @pytest.mark.parametrize(
+    ("raw", "identifier"),
+    [
+        (r'{"jsonrpc":"2.0","id":ID,"method":"m","params":{"id":8,"x":{"id":9}}}', "7"),
+        (r'{"method":"m","params":{"id":8},"jsonrpc":"2.0","id":ID}', '"7"'),
+        (r'{"method":"m","params":{"x":"\"id\":8"},"id" : ID ,"jsonrpc":"2.0"}', "7"),
+        (r'{"method":"m","params":{"x":"y\"id"},"id":ID,"jsonrpc":"2.0"}', "7"),
+        (r'{"method":"m","params":["id"],"jsonrpc":"2.0","id":ID}', '"id"'),
+        (r'{"method":"m","params":["\u0069d"],"jsonrpc":"2.0","id":ID}', "-7"),
+        (r'{"method":"m","jsonrpc":"2.0","\u0069d":ID}', "7"),
+        (r'{"method":"m","jsonrpc":"2.0","id":ID}', r'"a\"b,c}"'),
+        (r'{"method":"id","jsonrpc":"2.0","id":ID}', '" : ,}"'),
+        (r'{"result":{"method":"m"},"jsonrpc":"2.0","id":ID}', "1000000000000000000000"),
+        (r'{"jsonrpc":"2.0","extra":{"id":1},"id":ID,"error":{}}', "7"),
+    ],
+)
+def test_the_id_is_found_wherever_it_stands(raw: str, identifier: str) -> None:
+    message = Message.parse(raw.replace("ID", identifier).encode())
+    assert message.id == identifier
+    assert message.with_id("99") == raw.replace("ID", "99")
+    assert message.values == Message.scanned(message.text).values
+
+
+@pytest.mark.parametrize(
     ("raw", "kind"),
     [
         (b'{"jsonrpc":"2.0","id":1,"method":"m"}', "request"),
@@ -49,6 +72,10 @@ def test_kinds(raw: bytes, kind: str) -> None:
         (b'{"jsonrpc"', -32700),
         (b'{"jsonrpc":"2.0","id":1,"method":"m"} x', -32700),
         (b'{"jsonrpc":"2.0","id":1,"id":2,"method":"m"}', -32700),
+        (rb'{"jsonrpc":"2.0","id":1,"\u0069d":2,"method":"m"}', -32700),
+        (b'{"jsonrpc":"2.0","id":1,"method":"m","method":"n"}', -32700),
+        (rb'{"jsonrpc":"2.0","id":1,"method":"m","meth\u006fd":"n"}', -32700),
+        (b'{"jsonrpc":"2.0","id":1,"method":"m","x":1,"x":2}', -32700),
         (b'{"jsonrpc":"2.0","id":NaN,"method":"m"}', -32700),
         (b'{"jsonrpc":"2.0","id":1,"method":"a\nb"}\xff', -32700),
         (b'{"jsonrpc":"2.0","params":' + b"[" * 100_000, -32700),

@@ -195,7 +195,7 @@ class App:
         self._bodies -= size
 
     def begin(self, request: Request, body: bytes) -> Turn | None:
-        """Begin a POST to `/mcp` whose body is there, if it is a request for a child that can take it at once.
+        """Begin a POST to `/mcp` whose body is there, if it is a message for a child that can take it at once.
 
         Returns:
             None where it is anything else: then nothing has happened, and it is for `__call__` to answer.
@@ -211,28 +211,56 @@ class App:
             permit = self._permit(request)
             if permit is not None:
                 permit.check(message)
-            if not message.is_request:
-                return None
             if stateless.is_stateless(request, message):
-                return self._begin_stateless(request, message, permit)
+                return self._begin_stateless(request, message, permit) if message.is_request else None
         except (MessageError, Refusal):
             return None
+        if message.method == "initialize":
+            return self._begin_session(request, message)
         session = self._owned(request)
-        if session is None or message.method == "initialize" or not session.child.process.ready:
+        if session is None or not session.child.process.ready:
             return None
         session.permit = permit
+        if message.is_request:
+            return self._turn(session, session.request_now(message))
+        session.accept_now(message)
         session.connections += 1
-        stream = session.request_now(message)
+        stream = Stream(0)
+        stream.put("", final=True)
+
+        async def accepted(request: Request, _reader: object, _patience: float) -> None:
+            await request.reply(202)
+
+        return Turn(stream, PROMPT_SECONDS, [], lambda text: (202, text), accepted, lambda _: session.left())
+
+    def _begin_session(self, request: Request, message: Message) -> Turn | None:
+        """Open a session on a child that runs, and has been initialized by the bridge."""
+        if self._draining or not message.is_request or b"mcp-session-id" in request.headers:
+            return None
+        user = self._user(request)
+        # A child of the client's own is never there before its session.
+        child = self._pool.existing(self._key(user, request)) if self._isolation != "per_session" else None
+        if child is None:
+            return None
+        session = self._open(request, child, user)
+        return self._turn(session, session.request_now(message), first=True)
+
+    def _turn(self, session: Session, stream: Stream, first: bool = False) -> Turn:
+        session.connections += 1
+
+        def hello(text: str) -> tuple[int, str]:
+            session.initialized(text)
+            return 200, text
 
         async def answer(request: Request, reader: object, patience: float) -> None:
-            await self._answer(request, session, stream, patience, reader=reader)
+            await self._answer(request, session, stream, patience, first=first, reader=reader)
 
         def end(complete: bool) -> None:
             if complete:
                 session.forget(stream)
             session.left()
 
-        return Turn(stream, PROMPT_SECONDS, session.headers, None, answer, end)
+        return Turn(stream, PROMPT_SECONDS, session.headers, hello if first else None, answer, end)
 
     def _begin_stateless(self, request: Request, message: Message, permit: Permit | None) -> Turn | None:
         if message.method in stateless.REMOVED or message.method == "subscriptions/listen":
@@ -330,14 +358,18 @@ class App:
         except ChildError as error:
             await self._failed(request, error, message.id)
             return
+        session = self._open(request, child, user)
+        await self._in_session(request, session, message)
+        if not session.version:
+            self._close(session, "not_initialized")
+
+    def _open(self, request: Request, child: Child, user: str) -> Session:
         session = Session(child, user, self._lost)
         self._sessions[session.id] = session
         self._log(
             "session_opened", session=session.id[:8], user=user, client=request.header(b"x-gatehouse-client")
         )
-        await self._in_session(request, session, message)
-        if not session.version:
-            self._close(session, "not_initialized")
+        return session
 
     async def _in_session(self, request: Request, session: Session, message: Message) -> None:
         session.connections += 1

@@ -155,10 +155,10 @@ class Child:
             "clientInfo": {"name": "gatehouse-bridge", "version": "0.1.0"},
         }
         answer = await self.ask("initialize", params)
-        member = answer.members.get("result")
-        if member is None or not isinstance(member.value, dict):
+        result = answer.values.get("result")
+        if not isinstance(result, dict):
             raise ChildError("child_unresponsive", "The MCP server refused the handshake")
-        self.hello = member.value
+        self.hello = result
         self.process.write_now(jsonrpc.notification("notifications/initialized"))
 
     async def discover(self) -> bool:
@@ -176,8 +176,8 @@ class Child:
             if not self.process.usable:
                 raise
             return False
-        member = answer.members.get("result")
-        known = member.value.get("supportedVersions") if member and isinstance(member.value, dict) else None
+        result = answer.values.get("result")
+        known = result.get("supportedVersions") if isinstance(result, dict) else None
         self.modern = isinstance(known, list) and VERSION in known
         return self.modern
 
@@ -277,14 +277,16 @@ class Child:
             return call, message.with_id(str(number))
         return call, message.edited({("id",): str(number)} | edits)
 
-    async def notify(self, client: Client, message: Message) -> None:
-        """Send a client's notification.
+    def heard(self, client: Client, message: Message) -> str:
+        """Note a notification or a response of a client; what of it the child is to be told, empty where nothing.
 
-        Raises:
-            ChildError: it cannot take it.
+        A response to what the child did not ask is dropped.
         """
-        text = message.text
-        if message.method == "notifications/cancelled":
+        if message.is_response:
+            if message.id is None or self._asked.get(message.id) is not client:
+                return ""
+            del self._asked[message.id]
+        elif message.method == "notifications/cancelled":
             place = message.locate("params", "requestId")
             identifier = None if place is None else message.text[place.start : place.end]
             call = next(
@@ -292,26 +294,29 @@ class Child:
                 None,
             )
             if call is None or call.method == "initialize":
-                return
-            text = message.edited({("params", "requestId"): str(call.number)})
+                return ""
             self._finish(call.number)
             # Some servers answer a cancelled request and some do not; the stream has to end.
             call.stream.put(
                 jsonrpc.error(call.id, jsonrpc.REQUEST_CANCELLED, "Request cancelled"), final=True
             )
+            return message.edited({("params", "requestId"): str(call.number)})
         elif self.shared and message.method == "notifications/initialized":
-            return
-        await self._write(text)
+            return ""
+        return message.text
 
-    async def answer(self, client: Client, message: Message) -> None:
-        """Send a client's response to a request of the child; one that it did not make is dropped.
+    async def send(self, text: str) -> None:
+        """Send what nobody waits for an answer to.
 
         Raises:
             ChildError: it cannot take it.
         """
-        if message.id is not None and self._asked.get(message.id) is client:
-            del self._asked[message.id]
-            await self._write(message.text)
+        if not self.process.usable:
+            raise self._gone()
+        try:
+            await self.process.write(text)
+        except BusyError:
+            raise ChildError("child_unresponsive", "The MCP server does not read its input") from None
 
     def reply(self, identifier: str, result: Any) -> None:
         """Answer a request of the child's own."""
@@ -372,14 +377,6 @@ class Child:
             if not self._slow:
                 self.process.resume()
 
-    async def _write(self, text: str) -> None:
-        if not self.process.usable:
-            raise self._gone()
-        try:
-            await self.process.write(text)
-        except BusyError:
-            raise ChildError("child_unresponsive", "The MCP server does not read its input") from None
-
     def _next(self) -> int:
         self._number += 1
         return self._number
@@ -434,7 +431,7 @@ class Child:
             # An answer to what was cancelled; nothing waits for it.
             return
         seconds = time.monotonic() - call.since
-        if call.method == "resources/subscribe" and call.uri and "result" in message.members:
+        if call.method == "resources/subscribe" and call.uri and "result" in message.values:
             self.subscribe(call.client, call.uri)
         if call.method == "subscriptions/listen":
             edits = {("id",): call.id, ("result", "_meta", SUBSCRIPTION_KEY): call.id}

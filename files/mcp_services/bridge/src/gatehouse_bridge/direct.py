@@ -38,10 +38,15 @@ def protocol(app: App) -> type[asyncio.Protocol]:
         # The last one: on a connection the next has the same headers, mostly.
         _request: Request | None = None
         _fields: Headers | None = None
-        # What has been begun, who reads its stream, what asked for it, and until when its answer is one piece.
+        _asked: HTTPScope
+        # What came now, if a request begins with it; whether the parser is between two; the last one's head as it came, and its size.
+        _came = b""
+        _between = True
+        _head = b""
+        _size = 0
+        # What has been begun, who reads its stream, and until when its answer is one piece.
         _turn: Turn | None = None
         _reader: object = None
-        _asked: HTTPScope
         _until = 0.0
         _look: asyncio.TimerHandle | None = None
 
@@ -56,13 +61,25 @@ def protocol(app: App) -> type[asyncio.Protocol]:
 
         def data_received(self, data: bytes) -> None:
             """Read on. A body that is still to come is waited for if it is a small one."""
+            if len(data) == self._size and data.startswith(self._head) and self._between and self._is_free():
+                # The parser would find what it found in the same bytes before.
+                self._unset_keepalive_if_required()
+                if self._begin(cast(Request, self._request), data[len(self._head) :]):
+                    return
+            self._came = data if self._between else b""
             super().data_received(data)
+            self._came = b""
             if self._body is not None and not self._held:
                 size = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
                 if size <= SMALL and app.hold(size):
                     self._held = size
                 else:
                     self._pass_on(self._body)
+
+        def on_message_begin(self) -> None:
+            """A request has begun."""
+            self._between = False
+            super().on_message_begin()
 
         def on_headers_complete(self) -> None:
             """Keep the request, or hand it on."""
@@ -72,10 +89,7 @@ def protocol(app: App) -> type[asyncio.Protocol]:
                 self._hand_over(self._turn)
             if (
                 self.url == b"/mcp"
-                and (self.cycle is None or self.cycle.response_complete)
-                # An answer waits for a peer that does not read.
-                and not self.flow.write_paused
-                and not self.transport.is_closing()
+                and self._is_free()
                 and self.parser.get_method() == b"POST"
                 and self.parser.get_http_version() == "1.1"
                 and self.parser.should_keep_alive()
@@ -94,6 +108,7 @@ def protocol(app: App) -> type[asyncio.Protocol]:
 
         def on_message_complete(self) -> None:
             """Begin the request, or hand it on."""
+            self._between = True
             body = self._body
             if body is None:
                 super().on_message_complete()
@@ -103,20 +118,37 @@ def protocol(app: App) -> type[asyncio.Protocol]:
             request = self._request
             if request is None or self.headers != self._fields:
                 request = self._request = Request(cast(Scope, self.scope), _unused, _unused)
-                self._fields = self.headers
-            turn = app.begin(request, body)
-            if turn is None:
+                self._fields, self._asked = self.headers, self.scope
+            came, self._came = self._came, b""
+            end = came.find(b"\r\n\r\n") + 4
+            # Nothing stands before it or after it.
+            self._head, self._size = (came[:end], len(came)) if len(came) == end + len(body) else (b"", 0)
+            if not self._begin(request, body):
                 self._pass_on(body)
                 super().on_message_complete()
-                return
+
+        def _is_free(self) -> bool:
+            """Whether a request could be answered at once: after all before it, and to a peer that reads."""
+            return (
+                self._turn is None
+                and (self.cycle is None or self.cycle.response_complete)
+                and not self.flow.write_paused
+                and not self.transport.is_closing()
+            )
+
+        def _begin(self, request: Request, body: bytes) -> bool:
+            turn = app.begin(request, body)
+            if turn is None:
+                return False
             self._body = None
-            self._turn, self._reader, self._asked = turn, turn.stream.attach(), self.scope
+            self._turn, self._reader = turn, turn.stream.attach()
             self._until = self.loop.time() + turn.patience
             turn.stream.on_change = partial(self._go_on, turn)
             if turn.stream.final:
                 self._go_on(turn)
             elif self._look is None:
                 self._look = self.loop.call_later(LOOK_SECONDS, self._look_after)
+            return True
 
         def shutdown(self) -> None:
             """Close when the answer under way is sent."""

@@ -51,6 +51,11 @@ _plain_name = re.compile(r'[ \t\n\r]*"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*')
 _member: Callable[[tuple[Any, int, int]], Member] = partial(tuple.__new__, Member)
 
 
+# The names that JSON-RPC has, as they stand in a text. Each is of letters only, so `\\u` is the one other way to write it.
+_QUOTED = {name: f'"{name}"' for name in ("jsonrpc", "id", "method", "params", "result", "error")}
+_id = re.compile(r'"id"[ \t\n\r]*:[ \t\n\r]*("[^"\\]*"|[^" \t\n\r,}]+)').search
+
+
 def _skip(text: str, at: int) -> int:
     while text[at] in _SPACE:
         at += 1
@@ -97,6 +102,36 @@ def scan_object(text: str, at: int = 0) -> tuple[dict[str, Member], int]:
             at += 1
     except (IndexError, StopIteration, RecursionError):
         raise ValueError("not JSON") from None
+
+
+def _read(text: str) -> tuple[dict[str, Any], tuple[int, int] | None] | None:
+    """The values of a message's members, and where its id stands, by one call of the scanner.
+
+    Returns:
+        None where this cannot tell the id's place, or whether a name stands twice: then it is for `scan_object` to say.
+
+    Raises:
+        ValueError: not JSON.
+    """
+    if text.count('"id"') > 1 or "\\u" in text:
+        return None
+    try:
+        values, end = _scan_value(text, 0)
+    except (StopIteration, RecursionError):
+        raise ValueError("not JSON") from None
+    if end != len(text):
+        raise ValueError("more than one value")
+    if type(values) is not dict:
+        raise ValueError("not an object")
+    for name in values:
+        quoted = _QUOTED.get(name)
+        # What stands once in the whole text, stands once among the members.
+        if quoted is None or text.count(quoted) != 1:
+            return None
+    if "id" not in values:
+        return values, None
+    identifier = _id(text)
+    return None if identifier is None else (values, identifier.span(1))
 
 
 def scan_array(text: str, at: int = 0) -> list[Member]:
@@ -148,16 +183,36 @@ class Message:
     `method` is None for a response.
     """
 
-    __slots__ = ("id", "members", "method", "text")
+    __slots__ = ("_members", "_place", "id", "method", "text", "values")
 
-    def __init__(self, text: str, members: dict[str, Member]) -> None:
-        """See `parse`."""
+    def __init__(self, text: str, values: dict[str, Any], place: tuple[int, int] | None) -> None:
+        """See `parse` and `scanned`."""
         self.text = text
-        self.members = members
-        method = members.get("method")
-        self.method: str | None = None if method is None else method.value
+        # What the members are; where they stand is looked up when it is asked for.
+        self.values = values
+        self._members: dict[str, Member] | None = None
+        self._place = place
+        self.id: str | None = None if place is None else text[place[0] : place[1]]
+        self.method: str | None = values.get("method")
+
+    @classmethod
+    def scanned(cls, text: str) -> "Message":
+        """A message of text that is an object.
+
+        Raises:
+            ValueError: it is not one, or has a name twice.
+        """
+        members, end = scan_object(text)
+        if end != len(text):
+            raise ValueError("more than one value")
         at = members.get("id")
-        self.id: str | None = None if at is None else text[at.start : at.end]
+        message = cls(
+            text,
+            {name: member.value for name, member in members.items()},
+            None if at is None else (at.start, at.end),
+        )
+        message._members = members
+        return message
 
     @classmethod
     def parse(cls, raw: bytes) -> "Message":
@@ -175,34 +230,39 @@ class Message:
             if text.startswith("["):
                 json.loads(text)
                 raise MessageError(INVALID_REQUEST, "Send one JSON-RPC message, not a batch")
-            members, end = scan_object(text)
-            if end != len(text):
-                raise ValueError("more than one value")
+            read = _read(text)
+            message = cls.scanned(text) if read is None else cls(text, *read)
         except (ValueError, RecursionError):
             raise MessageError(PARSE_ERROR, "Parse error: not valid JSON") from None
-        if "jsonrpc" not in members or members["jsonrpc"].value != "2.0":
+        if message.values.get("jsonrpc") != "2.0":
             raise MessageError(INVALID_REQUEST, 'Not a JSON-RPC message: "jsonrpc" must be "2.0"')
-        message = cls(text, members)
         message._check()
         return message
 
+    @property
+    def members(self) -> dict[str, Member]:
+        """The members, with where they stand."""
+        if self._members is None:
+            self._members, _ = scan_object(self.text)
+        return self._members
+
     def _check(self) -> None:
-        identifier = self.members.get("id")
+        values = self.values
         # An error may have the id null: its sender could not read the request. True is an `int` that is none.
         if (
-            identifier is not None
-            and type(identifier.value) not in (str, int)
-            and not (identifier.value is None and self.method is None and "error" in self.members)
+            self.id is not None
+            and type(identifier := values["id"]) not in (str, int)
+            and not (identifier is None and self.method is None and "error" in values)
         ):
             raise MessageError(
                 INVALID_REQUEST, "Not a JSON-RPC message: the id must be a string or an integer"
             )
-        if "method" in self.members:
+        if "method" in values:
             if not isinstance(self.method, str):
                 raise MessageError(INVALID_REQUEST, "Not a JSON-RPC message: the method must be a string")
             if not isinstance(self.params, dict | list):
                 raise MessageError(INVALID_REQUEST, "Not a JSON-RPC message: params must be an object")
-        elif identifier is None or ("result" in self.members) == ("error" in self.members):
+        elif self.id is None or ("result" in values) == ("error" in values):
             raise MessageError(
                 INVALID_REQUEST, "Not a JSON-RPC message: neither a request, a notification, nor a response"
             )
@@ -220,8 +280,7 @@ class Message:
     @property
     def params(self) -> Any:
         """The params; an empty object where there are none."""
-        params = self.members.get("params")
-        return {} if params is None else params.value
+        return self.values.get("params", {})
 
     def param(self, name: str) -> Any:
         """One of the params; None where it is missing."""
@@ -249,8 +308,10 @@ class Message:
 
     def with_id(self, identifier: str) -> str:
         """The text of a request or response with this id instead of its own."""
-        place = self.members["id"]
-        return f"{self.text[: place.start]}{identifier}{self.text[place.end :]}"
+        if self._place is None:
+            return self.text
+        start, end = self._place
+        return f"{self.text[:start]}{identifier}{self.text[end:]}"
 
     def edited(self, edits: dict[tuple[str, ...], str]) -> str:
         """The text with the members at these paths replaced; paths that are not there are left out."""

@@ -36,8 +36,8 @@ async def tools_of(child: Child) -> Tools:
             answer = await child.ask("tools/list", params)
         except ChildError:
             break
-        member = answer.members.get("result")
-        result = member.value if member is not None and isinstance(member.value, dict) else {}
+        result = answer.values.get("result")
+        result = result if isinstance(result, dict) else {}
         tools = result.get("tools")
         for tool in tools if isinstance(tools, list) else []:
             if isinstance(tool, dict) and isinstance(tool.get("name"), str):

@@ -128,8 +128,8 @@ class Rounds:
         self._parked[state] = parked
         questions: dict[str, Any] = {}
         for name, (_, asked) in parked.questions.items():
-            params = asked.members.get("params")
-            questions[name] = {"method": asked.method} | ({"params": params.value} if params else {})
+            values = asked.values
+            questions[name] = {part: values[part] for part in ("method", "params") if part in values}
         result = {"resultType": "input_required", "inputRequests": questions, "requestState": state}
         exchange.stream.put(jsonrpc.result(identifier, result), final=True)
 

@@ -50,10 +50,9 @@ class Session:
         Raises:
             ChildError: the child cannot take it.
         """
-        stream = self._new_stream()
         if self.child.shared and message.method == "initialize":
-            stream.put(self._hello(message), final=True)
-            return stream
+            return self.request_now(message)
+        stream = self._new_stream()
         try:
             await self.child.request(self, message, stream)
         except BaseException:
@@ -62,9 +61,12 @@ class Session:
         return stream
 
     def request_now(self, message: Message) -> Stream:
-        """The same as `request`, but for `initialize`, where the child's process is ready."""
+        """The same as `request` where the child's process is ready, or `initialize` is not for it."""
         stream = self._new_stream()
-        self.child.request_now(self, message, stream)
+        if self.child.shared and message.method == "initialize":
+            stream.put(self._hello(message), final=True)
+        else:
+            self.child.request_now(self, message, stream)
         return stream
 
     def _new_stream(self) -> Stream:
@@ -83,10 +85,15 @@ class Session:
         Raises:
             ChildError: the child cannot take it.
         """
-        if message.is_response:
-            await self.child.answer(self, message)
-        else:
-            await self.child.notify(self, message)
+        text = self.child.heard(self, message)
+        if text:
+            await self.child.send(text)
+
+    def accept_now(self, message: Message) -> None:
+        """The same as `accept` where the child's process is ready."""
+        text = self.child.heard(self, message)
+        if text:
+            self.child.process.write_now(text)
 
     def initialized(self, text: str) -> bool:
         """Take note of the child's answer to `initialize`; whether there is a session now."""

@@ -222,7 +222,7 @@ class Exchange:
             code = members["error"].value.get("code") if isinstance(members["error"].value, dict) else None
             if code == RESOURCE_NOT_FOUND:
                 code = jsonrpc.INVALID_PARAMS
-                place = Message(text, members).locate("error", "code")
+                place = Message.scanned(text).locate("error", "code")
                 if place is not None:
                     text = jsonrpc.splice(text, [(place.start, place.end, str(code))])
             return (STATUS.get(code, 200) if isinstance(code, int) else 200), text
@@ -268,7 +268,7 @@ class Exchange:
 
     def _with_server_info(self, text: str) -> str:
         info = self._child.hello.get("serverInfo")
-        message = Message(text, jsonrpc.scan_object(text)[0])
+        message = Message.scanned(text)
         meta = message.locate("result", "_meta")
         if meta is None:
             return insert(text, message.members["result"], {"_meta": {SERVER_KEY: info}})
@@ -292,7 +292,7 @@ class Exchange:
             for uri in (uri for uri in uris if isinstance(uri, str)):
                 first = self._child.subscribe(self, uri)
                 answer = await self._child.ask("resources/subscribe", {"uri": uri}) if first else None
-                if answer is None or "result" in answer.members:
+                if answer is None or "result" in answer.values:
                     accepted.append(uri)
                 else:
                     self._child.unsubscribe(self, uri)
@@ -323,8 +323,8 @@ class Exchange:
 
     def _tagged(self, text: str) -> str:
         """A notification with the id of the subscription in it."""
-        message = Message(text, jsonrpc.scan_object(text)[0])
-        tag = {SUBSCRIPTION_KEY: self._message.members["id"].value}
+        message = Message.scanned(text)
+        tag = {SUBSCRIPTION_KEY: self._message.values["id"]}
         meta, params = message.locate("params", "_meta"), message.members.get("params")
         if meta is not None and isinstance(meta.value, dict):
             return insert(text, meta, tag)

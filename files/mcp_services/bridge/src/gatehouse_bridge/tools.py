@@ -54,7 +54,7 @@ class Permit:
     def listed(self, text: str) -> str:
         """An answer to `tools/list` without the tools that the person does not have."""
         try:
-            message = Message(text, jsonrpc.scan_object(text)[0])
+            message = Message.scanned(text)
             tools = message.locate("result", "tools")
             if tools is None:
                 return text
