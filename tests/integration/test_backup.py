@@ -75,6 +75,7 @@ def test_a_part_of_the_fleet(folder: Path) -> None:
     refused(talk("restore.yml", folder, {}, "--limit", "gate1"), "leave out --limit")
 
 
+# covers: backup-refused
 def test_bad_archives(folder: Path, identity: tuple[Path, str]) -> None:
     key, recipient = identity
     good = written(folder, recipient)
