@@ -25,7 +25,8 @@ class ActionModule(ActionBase):
             return {**result, "changed": True, "parts": [], "notes": []}
         host = (task_vars or {})["inventory_hostname"]
         local = Path(self._task.args["folder"])
-        self._make_tmp_path()
+        if not self._connection._shell.tmpdir:
+            self._make_tmp_path()
         remote = self._connection._shell.tmpdir
         try:
             taken = self._execute_module(

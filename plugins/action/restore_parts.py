@@ -33,7 +33,8 @@ class ActionModule(ActionBase):
                 **result,
                 **self._execute_module(module_name=MODULE, module_args=args, task_vars=task_vars),
             }
-        self._make_tmp_path()
+        if not self._connection._shell.tmpdir:
+            self._make_tmp_path()
         remote = self._connection._shell.tmpdir
         try:
             with tempfile.TemporaryDirectory(dir=constants.DEFAULT_LOCAL_TMP) as scratch:

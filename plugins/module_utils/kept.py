@@ -43,8 +43,8 @@ class _Exactly:
         self._file = file
         self._left = size
 
-    def read(self, size: int) -> bytes:
-        wanted = min(size, self._left)
+    def read(self, size: int = -1, /) -> bytes:
+        wanted = self._left if size < 0 else min(size, self._left)
         data = self._file.read(wanted)
         self._left -= wanted
         return data + bytes(wanted - len(data))
