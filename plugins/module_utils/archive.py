@@ -58,8 +58,8 @@ def age(program: str, *arguments: str, stdin: bytes = b"") -> bytes:
         ) from None
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
-        said = [line.removeprefix("age: ").removeprefix("error: ") for line in lines if "report unexpected" not in line]
-        raise ArchiveError("; ".join(said) or f"{program} ended with status {done.returncode}")
+        said = [line for line in lines if "report unexpected" not in line]
+        raise ArchiveError("; ".join(said).replace("age: error: ", "") or f"{program} ended with status {done.returncode}")
     return done.stdout
 
 
