@@ -59,7 +59,9 @@ def age(program: str, *arguments: str, stdin: bytes = b"") -> bytes:
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         said = [line for line in lines if "report unexpected" not in line]
-        raise ArchiveError("; ".join(said).replace("age: error: ", "") or f"{program} ended with status {done.returncode}")
+        raise ArchiveError(
+            "; ".join(said).replace("age: error: ", "") or f"{program} ended with status {done.returncode}"
+        )
     return done.stdout
 
 
