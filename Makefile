@@ -16,7 +16,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 
 APT_LAB := python3-venv systemd-container mmdebstrap debian-archive-keyring dnsmasq-base nftables iproute2 \
   openssh-client ca-certificates rsync procps
-APT_TEST := $(APT_LAB) redis-server chromium libnss3-tools
+APT_TEST := $(APT_LAB) age redis-server chromium libnss3-tools
 APT_BENCH := redis-server wrk util-linux
 
 .PHONY: help
@@ -95,7 +95,7 @@ unit: $(CACHE)/venv-test $(CACHE)/apt-test ## Unit tests of the collection
 packages: $(foreach package,$(PACKAGES),unit-$(notdir $(package))) ## Tests of the Python packages, with a real Redis and real processes
 
 .PHONY: integration
-integration: $(CACHE)/venv-test ## What the playbooks refuse, without a host
+integration: $(CACHE)/venv-test $(CACHE)/apt-test ## What the playbooks refuse, without a host
 	$(BIN)/pytest -q tests/integration
 
 .PHONY: routing

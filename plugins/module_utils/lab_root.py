@@ -24,7 +24,7 @@ PACKAGES = (
     "python3", "python3-apt", "ca-certificates",
 )  # fmt: skip
 # Kept in the root's apt cache, so that a rollout installs them without a download.
-DOWNLOADED = ("redis-server",)
+DOWNLOADED = ("age", "redis-server")
 # They would take apt's lock at a random moment.
 MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer")
 # What a host needs not, and what makes its root half as large again.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from clients.driver import ClientError, McpClient
 from conftest import ROOT, ClientFactory
 from fleet import Fleet, Played, python
 from gateway import VERSION, Gateway
+from test_no_secrets import PLACES, secrets_of_fleet
 from testinfra.host import Host
 
 FOLDER = ROOT / "files" / "mcp_services" / "catalogue"
@@ -60,6 +62,16 @@ runuser -u gatehouse-git -- git init --quiet example
 runuser -u gatehouse-git -- git -C example -c user.name=Ana -c user.email=ana@example.com \
   commit --quiet --allow-empty --message 'The first change'
 """
+# Everything of ours save the environments, which only take time; and other users take the places of ours, so that the next
+# ones have other ids.
+LOSE = """
+systemctl stop 'gatehouse-*.service' 'gatehouse-*.socket'
+rm -rf /var/lib/gatehouse* /var/cache/gatehouse* /etc/gatehouse /etc/sysusers.d/gatehouse* /etc/systemd/system/gatehouse*
+find /opt/gatehouse -mindepth 1 -maxdepth 1 ! -name environments -exec rm -r {} +
+systemctl daemon-reload
+for user in $(getent passwd | grep -o '^gatehouse-[a-z-]*'); do userdel $user; useradd --system other-${user#gatehouse-}; done
+"""
+TIDY = "for user in $(getent passwd | grep -o '^other-[a-z-]*'); do userdel $user; done"
 
 
 @pytest.fixture(scope="module")
@@ -298,3 +310,78 @@ def test_node_is_there_once_and_npm_is_not(host: Host, rolled_out: None) -> None
         "find /opt/gatehouse /usr/bin /usr/local -name node -type f -o -name npm -o -name npx"
     )
     assert [Path(line).parts[-2:] for line in found.splitlines()] == [("bin", "node")]
+
+
+# covers: state-backup
+def test_a_lost_fleet_comes_back_from_a_backup(
+    clients: ClientFactory,
+    gateway: Gateway,
+    fleet: Fleet,
+    host: Host,
+    services: dict[str, dict[str, Any]],
+    rolled_out: None,
+    tmp_path: Path,
+) -> None:
+    """Who was signed in is so still, with the tokens from before; what services kept is there, and theirs."""
+    memory, files = gateway.service("memory"), gateway.service("filesystem")
+    note = "/var/lib/gatehouse-filesystem/kept/note.txt"
+    variables: dict[str, Any] = {"gatehouse_mcp_services_group": services}
+    key, folder = tmp_path / "backup.key", tmp_path / "backups"
+    made = subprocess.run(["age-keygen", "-o", str(key)], check=True, capture_output=True, text=True)
+    with clients.start("python-2") as client:
+        ben = {"name": "Ben", "entityType": "person", "observations": ["likes coffee"]}
+        client.call(memory, "create_entities", entities=[ben])
+        client.call(files, "create_directory", path=str(Path(note).parent))
+        client.call(files, "write_file", path=note, content="coffee")
+        client.call(gateway.echo, "echo", text="before")
+        token, sign_ins = client.credentials(gateway.echo)["access_token"], client.sign_ins
+
+        before = fleet.processes()
+        variables["gatehouse_backup_recipients"] = re.findall(r"age1\w+", made.stderr)
+        variables["gatehouse_backup_folder"] = str(folder)
+        backed_up = fleet.play("backup.yml", variables, "-vvv", "--diff")
+        assert backed_up.status == 0, backed_up.output[-3000:]
+        assert fleet.processes() == before, "nothing stops for it"
+        assert host.run("ls -d /var/lib/gatehouse-redis/*.rdb /var/lib/gatehouse-redis/.backup*").stdout == ""
+        [archive] = folder.iterdir()
+        assert archive.stat().st_mode & 0o777 == 0o600
+        secrets = secrets_of_fleet(fleet)
+        content = archive.read_bytes()
+        assert [secret.name for secret in secrets if secret.value in content] == []
+        assert b"coffee" not in content
+
+        client.call(memory, "create_entities", entities=[ben | {"name": "Cem"}])
+        variables["gatehouse_restore_archive"] = str(archive)
+        variables["gatehouse_restore_identity"] = str(key)
+        refused = fleet.play("restore.yml", variables)
+        assert refused.status != 0
+        assert "/var/lib/gatehouse-memory" in refused.output
+        assert "gatehouse_restore_replace=true" in refused.output
+        assert refused.changes == 0
+        assert fleet.processes() == before
+        assert "Cem" in client.call(memory, "read_graph")
+
+        ids = host.check_output(f"stat --format=%u {note}")
+        host.check_output(LOSE)
+        restored = fleet.play("restore.yml", variables, "-vvv", "--diff")
+        host.check_output(TIDY)
+        assert restored.status == 0, restored.output[-3000:]
+        assert gateway.call(gateway.echo, "echo", token=token, text="after") == "after"
+        client.expire(gateway.echo)
+        assert client.call(gateway.echo, "echo", text="refreshed") == "refreshed"
+        for url in (memory, files):
+            client.connect(url, "auto")  # sessions end with their processes
+        graph = client.call(memory, "read_graph")
+        assert "Ben" in graph
+        assert "Cem" not in graph, "it is from after the backup"
+        assert client.call(files, "read_text_file", path=note) == "coffee"
+        assert client.sign_ins == sign_ins
+    assert host.check_output(f"stat --format='%a %U' {note}") == "600 gatehouse-filesystem"
+    assert host.check_output(f"stat --format=%u {note}") != ids, (
+        "files are their service's whatever its id is"
+    )
+    left = host.check_output("find /var/lib -path '*gatehouse*' '(' -name '*.old' -o -name '*.new' ')'")
+    assert left == ""
+    output = (backed_up.output + restored.output).encode() + host.run(PLACES["journal"]).stdout_bytes
+    assert b"--- before" in output, "it was run with --diff"
+    assert [secret.name for secret in secrets if secret.value in output] == []

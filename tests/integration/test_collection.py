@@ -68,8 +68,8 @@ def test_a_new_user_scaffolds_a_gateway_and_is_told_what_is_missing(installed: P
     gateway = tmp_path / "gateway"
     written = sorted(str(path.relative_to(gateway)) for path in gateway.rglob("*") if path.is_file())
     assert written == [
-        "ansible.cfg", "prod/group_vars/all.yml", "prod/hosts.yml", "requirements.yml", "rotate_secrets.yml",
-        "site.yml", "status.yml",
+        "ansible.cfg", "backup.yml", "prod/group_vars/all.yml", "prod/hosts.yml", "requirements.yml", "restore.yml",
+        "rotate_secrets.yml", "site.yml", "status.yml",
     ]  # fmt: skip
     refused = play(installed, gateway, "site.yml", "-i", "prod")
     assert refused.returncode != 0

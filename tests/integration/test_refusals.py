@@ -22,8 +22,8 @@ GOOD: dict[str, Any] = {
 }
 
 
-def check(folder: Path, variables: dict[str, Any], *options: str) -> subprocess.CompletedProcess[str]:
-    """Run `check.yml` on an inventory with one host that does not answer."""
+def write_inventory(folder: Path, variables: dict[str, Any]) -> Path:
+    """An inventory with one host that does not answer."""
     # A port of loopback where nothing listens: unreachable, without asking any network.
     host = {
         "gate1": {
@@ -33,11 +33,16 @@ def check(folder: Path, variables: dict[str, Any], *options: str) -> subprocess.
         }
     }
     groups = ("gateway_edge", "gateway_redis", "gateway_mcp")
-    (folder / "hosts.yml").write_text(
+    path = folder / "hosts.yml"
+    path.write_text(
         yaml.safe_dump({"all": {"vars": variables, "children": {group: {"hosts": host} for group in groups}}})
     )
+    return path
+
+
+def play(playbook: str, inventory: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["ansible-playbook", "playbooks/check.yml", "-i", str(folder / "hosts.yml"), *options],
+        ["ansible-playbook", playbook, "-i", str(inventory), *options],
         cwd=ROOT,
         env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
         capture_output=True,
@@ -45,6 +50,11 @@ def check(folder: Path, variables: dict[str, Any], *options: str) -> subprocess.
         check=False,
         timeout=120,
     )
+
+
+def check(folder: Path, variables: dict[str, Any], *options: str) -> subprocess.CompletedProcess[str]:
+    """Run `check.yml` on an inventory with one host that does not answer."""
+    return play("playbooks/check.yml", write_inventory(folder, variables), *options)
 
 
 @pytest.mark.parametrize(
@@ -88,18 +98,12 @@ def test_an_unreachable_host_is_refused(tmp_path: Path) -> None:
     assert "correct ansible_host" in run.stdout
 
 
-@pytest.mark.parametrize("playbook", ["site.yml", "rotate_secrets.yml", "status.yml"])
+@pytest.mark.parametrize(
+    "playbook", ["site.yml", "rotate_secrets.yml", "status.yml", "backup.yml", "restore.yml"]
+)
 def test_an_inventory_without_hosts_is_no_success(tmp_path: Path, playbook: str) -> None:
     (tmp_path / "hosts.yml").write_text("all: {children: {gateway_edge: {hosts: {}}}}")
-    result = subprocess.run(
-        ["ansible-playbook", playbook, "-i", str(tmp_path / "hosts.yml")],
-        cwd=ROOT,
-        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    result = play(playbook, tmp_path / "hosts.yml")
     assert result.returncode != 0
     assert "gateway_edge: there is no host in this group" in result.stdout
     assert str(tmp_path / "hosts.yml") in result.stdout
