@@ -125,7 +125,7 @@ test: test-fast lab-test molecule e2e ## Everything but what takes too long for 
 
 # Ten thousand sessions dropped in every rude way; about a quarter of an hour.
 .PHONY: soak
-soak: soak-auth soak-bridge soak-streams conformance ## What takes too long for each run
+soak: soak-auth soak-bridge soak-streams soak-hosts conformance ## What takes too long for each run
 
 .PHONY: soak-auth
 soak-auth: $(CACHE)/package-auth_service $(CACHE)/apt-test
@@ -238,6 +238,10 @@ bench-echo: $(CACHE)/package-echo $(CACHE)/apt-bench
 .PHONY: soak-streams
 soak-streams: $(CACHE)/venv-test $(CACHE)/apt-test
 	tools/soak-streams
+
+.PHONY: soak-hosts
+soak-hosts: $(CACHE)/venv-test $(CACHE)/apt-test
+	tools/soak-hosts
 
 # The demo.
 

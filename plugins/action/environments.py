@@ -135,7 +135,8 @@ class ActionModule(ActionBase):
             changed=any(item["missing"] for item in environments.values()), environments=environments
         )
         if archives:
-            self._make_tmp_path()
+            if not self._connection._shell.tmpdir:
+                self._make_tmp_path()
             pushed = []
             for number, item in enumerate(archives):
                 remote = self._connection._shell.join_path(self._connection._shell.tmpdir, f"{number}.tar.gz")

@@ -11,6 +11,7 @@ from typing import Any
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import lookup_loader
+from ansible_collections.gatehouse.mcp.plugins.filter.services import peer_address
 from ansible_collections.gatehouse.mcp.plugins.module_utils.fleet import (
     GROUPS,
     Inspector,
@@ -43,7 +44,10 @@ class ActionModule(ActionBase):
         broken: list[str] = []
         inspector = Inspector(
             hosts={
-                host: self._public(variables["hostvars"][host], broken)
+                host: {
+                    "gatehouse_address": peer_address(host, "", variables["hostvars"]),
+                    **self._public(variables["hostvars"][host], broken),
+                }
                 for host in dict.fromkeys(host for group in GROUPS for host in groups[group])
             },
             groups=groups,

@@ -105,7 +105,8 @@ class ActionModule(ActionBase):
             remote = None
             if identity not in state["present"]:
                 program = self._cached(args, state["arch"], identity)
-                self._make_tmp_path()
+                if not self._connection._shell.tmpdir:
+                    self._make_tmp_path()
                 remote = self._connection._shell.join_path(self._connection._shell.tmpdir, "traefik")
                 remote = self._transfer_file(str(program), remote)
         except (AnsibleError, BuildError, OSError, KeyError, tarfile.TarError) as error:

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from ansible_collections.gatehouse.mcp.plugins.module_utils.fleet import (
     merge_services,
@@ -102,6 +103,7 @@ def service_components(
     environments: Mapping[str, Mapping[str, str]],
     secrets: Mapping[str, Mapping[str, str]],
     bind: str,
+    edges: list[str],
     drain_seconds: int,
     health_seconds: int,
 ) -> list[dict[str, Any]]:
@@ -112,6 +114,7 @@ def service_components(
         environments: `id` and `path` of each environment, by name.
         secrets: As `service_secrets` gives them.
         bind: Address that the services listen on.
+        edges: As `edge_addresses` gives them.
         drain_seconds: Seconds that a stopping service may take for what it has begun.
         health_seconds: Seconds that a starting service may take to pass its checks.
     """
@@ -162,12 +165,12 @@ def service_components(
             exec_start = command
             env |= own_env
         health = [{"name": "unit", "kind": "unit", "timeout": health_seconds}]
+        # Asked by the name that clients ask by: of others a service knows those of loopback at most.
+        asked = {"host": urlsplit(service["url"]).netloc, "timeout": health_seconds}
         if service["health_path"]:
             url = f"http://{bind}:@PORT@{service['health_path']}"
-            health.append({"name": "http", "kind": "http", "url": url, "timeout": health_seconds})
-        health.append(
-            {"name": "mcp", "kind": "mcp", "url": f"http://{bind}:@PORT@/mcp", "timeout": health_seconds}
-        )
+            health.append({"name": "http", "kind": "http", "url": url, **asked})
+        health.append({"name": "mcp", "kind": "mcp", "url": f"http://{bind}:@PORT@/mcp", **asked})
         components.append(
             {
                 "name": name,
@@ -179,6 +182,7 @@ def service_components(
                 "vars": {
                     "component": name,
                     "listen": f"{bind}:@PORT@",
+                    "edges": edges,
                     "service": dict(service),
                     "exec_start": exec_start,
                     "notifies": native or bridged,
@@ -243,6 +247,16 @@ def listen_address(host: str, viewers: list[str], hostvars: Mapping[str, Mapping
     """The address that `host` listens on so that every one of `viewers` reaches it: loopback where it is alone."""
     others = [viewer for viewer in viewers if viewer != host]
     return peer_address(host, others[0], hostvars) if others else "127.0.0.1"
+
+
+def edge_addresses(host: str, edges: list[str], hostvars: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where requests to what `host` listens on for `edges` come from: `host` itself, and the others.
+
+    None where it listens on loopback.
+    """
+    others = [edge for edge in edges if edge != host]
+    own = [listen_address(host, edges, hostvars)] if others else []
+    return own + [peer_address(edge, host, hostvars) for edge in others]
 
 
 def backend_address(
@@ -394,6 +408,7 @@ class FilterModule:
             "client_secrets": client_secrets,
             "edge_services": edge_services,
             "endpoints": endpoints,
+            "edge_addresses": edge_addresses,
             "listen_address": listen_address,
             "openid_secrets": openid_secrets,
             "peer_address": peer_address,

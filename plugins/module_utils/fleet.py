@@ -255,6 +255,15 @@ class Inspector:
                         " and set this to true",
                         host,
                     )
+                address = self.hosts[host].get("gatehouse_address", "")
+                try:
+                    ipaddress.IPv4Address(address)
+                except ValueError:
+                    self.problem(
+                        f"gatehouse_address: {address or host} is no IPv4 address, and the hosts let in addresses; give this"
+                        " host's in the network between the hosts",
+                        host,
+                    )
 
     def check_variables(self, host: str, variables: Mapping[str, Any]) -> None:
         """The public variables of one host: names, types, and what they need of each other."""

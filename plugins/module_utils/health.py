@@ -226,7 +226,7 @@ def run_check(check: Mapping[str, Any], unit: str, port: int) -> None:
     """Run one check of a component once.
 
     Args:
-        check: `kind` is `unit`, `http` or `mcp`; `url` may hold `@PORT@`.
+        check: `kind` is `unit`, `http` or `mcp`; `url` may hold `@PORT@`; `host` is asked for, where it is not the URL's.
         unit: The component's unit.
         port: The slot's port.
 
@@ -236,7 +236,8 @@ def run_check(check: Mapping[str, Any], unit: str, port: int) -> None:
     if check["kind"] == "unit":
         check_unit(unit)
         return
-    client = Client(str(check["url"]).replace("@PORT@", str(port)))
+    headers = {"Host": str(check["host"])} if check.get("host") else {}
+    client = Client(str(check["url"]).replace("@PORT@", str(port)), headers=headers)
     if check["kind"] == "http":
         check_http(client)
     else:

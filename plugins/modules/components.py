@@ -74,6 +74,9 @@ options:
           url:
             description: For C(http), which must answer 200, and C(mcp); C(@PORT@) is replaced by the slot's port.
             type: str
+          host:
+            description: The C(Host) that is asked for. The default is that of the C(url).
+            type: str
           timeout:
             description: Seconds in which it must pass.
             type: int
@@ -428,6 +431,7 @@ def main() -> None:
         "name": {"type": "str", "required": True},
         "kind": {"type": "str", "required": True, "choices": ["unit", "http", "mcp"]},
         "url": {"type": "str"},
+        "host": {"type": "str"},
         "timeout": {"type": "int", "default": 45},
     }
     component = {

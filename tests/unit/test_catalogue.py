@@ -47,15 +47,14 @@ def service(name: str) -> dict[str, Any]:
     return fleet.hosts["h"][name]
 
 
-def unit(name: str) -> list[str]:
+def unit(name: str, edges: list[str] | None = None) -> list[str]:
     """The lines of an entry's unit."""
     wanted = {name: service(name)}
     environments = {item["name"]: {"id": "i", "path": "/e"} for item in service_environments(wanted, {})}
-    [component] = service_components(wanted, environments, {}, "127.0.0.1", 20, 45)
+    [component] = service_components(wanted, environments, {}, "127.0.0.1", edges or [], 20, 45)
     role = ROOT / "roles" / "mcp_service"
     templates = jinja2.Environment(trim_blocks=True, autoescape=False)  # noqa: S701 (a unit is no page)
     templates.filters["gatehouse.mcp.systemd_command"] = " ".join
-    templates.filters["difference"] = lambda some, others: [item for item in some if item not in others]
     templates.globals["lookup"] = lambda _kind, path: Path(path).read_text()
     rendered = templates.from_string((role / "templates" / "service.unit.j2").read_text()).render(
         **component["vars"], **yaml.safe_load((role / "vars" / "main.yml").read_text()), role_path=str(role)
@@ -127,7 +126,7 @@ def test_a_sandbox_opens_what_is_needed_and_no_more(name: str) -> None:
 def test_whoever_runs_what_a_model_writes_or_a_page_says_reaches_nothing_over_loopback(name: str) -> None:
     """Others on the host trust loopback, and systemd's filter cannot close it to a service that answers there."""
     lines = unit(name)
-    closed = [line for line in lines if line.startswith("ExecStartPre=+/usr/sbin/nft")]
+    closed = [line for line in lines if line.startswith("ExecStartPre=+/usr/sbin/nft") and "rule" in line]
     if name == "playwright":
         assert len(closed) == 1
         assert f"oif lo meta skuid gatehouse-{name} ct state new" in closed[0]
@@ -140,6 +139,27 @@ def test_whoever_runs_what_a_model_writes_or_a_page_says_reaches_nothing_over_lo
         assert command[0] == "/usr/bin/bwrap"
         assert {"--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc"} <= set(command)
         assert CATALOGUE[name]["isolation"] == "per_user"
+
+
+# covers: edges
+@pytest.mark.parametrize("name", sorted(CATALOGUE))
+def test_where_edges_are_other_hosts_a_service_answers_them_alone(name: str) -> None:
+    """Who reaches it says who calls."""
+    lines = unit(name, ["10.0.0.3", "10.0.0.1", "10.0.0.2"])
+    rules = [line for line in lines if line.startswith("ExecStartPre=+/usr/sbin/nft") and "rule" in line]
+    assert any(
+        "input tcp dport @PORT@ ip saddr != { 10.0.0.3, 10.0.0.1, 10.0.0.2 } reject" in rule for rule in rules
+    )
+    filtered = [line for line in lines if line.startswith("IPAddress")]
+    if filtered:
+        assert any("localhost 10.0.0.3 10.0.0.1 10.0.0.2" in line for line in filtered)
+        assert any(
+            f"output ip daddr {{ 10.0.0.1, 10.0.0.2 }} meta skuid gatehouse-{name} ct state new reject"
+            in rule
+            for rule in rules
+        )
+    assert f'ExecStopPost=-+/usr/sbin/nft "delete table inet gatehouse-{name}-@SLOT@"' in lines
+    assert not any("nft" in line for line in unit(name)) or name == "playwright"
 
 
 def test_a_page_runs_in_the_browser_s_own_sandbox_and_nobody_beside_it() -> None:

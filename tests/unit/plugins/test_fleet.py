@@ -349,14 +349,14 @@ def test_two_services_cannot_share_a_hostname() -> None:
 def test_all_problems_come_at_once_and_each_once() -> None:
     broken = {**GOOD, "gatehouse_domain": None, "gatehouse_mcp_services": {"tiem": {}}}
     groups = {"gateway_edge": ["h1"], "gateway_redis": ["h1"], "gateway_mcp": ["h1", "h2"]}
-    secure = {"gatehouse_plain_peer_traffic": True}
+    secure = {"gatehouse_plain_peer_traffic": True, "gatehouse_address": "10.0.0.1"}
     problems = inspect({"h1": {**broken, **secure}, "h2": {**broken, **secure}}, groups).problems
     assert len(problems) == len(set(problems)) == 2
 
 
 def test_a_problem_of_one_host_names_it() -> None:
     groups = {"gateway_edge": ["h1"], "gateway_redis": ["h1"], "gateway_mcp": ["h1", "h2"]}
-    secure = {**GOOD, "gatehouse_plain_peer_traffic": True}
+    secure = {**GOOD, "gatehouse_plain_peer_traffic": True, "gatehouse_address": "10.0.0.1"}
     problems = inspect(
         {"h1": secure, "h2": {**secure, "gatehouse_mcp_services_host": {"tiem": {}}}}, groups
     ).problems
@@ -365,11 +365,27 @@ def test_a_problem_of_one_host_names_it() -> None:
 
 def test_several_hosts_need_an_encrypted_network_between_them() -> None:
     groups = {"gateway_edge": ["h1"], "gateway_redis": ["h1"], "gateway_mcp": ["h2"]}
-    problems = inspect({"h1": GOOD, "h2": GOOD}, groups).problems
+    known = {**GOOD, "gatehouse_address": "10.0.0.1"}
+    problems = inspect({"h1": known, "h2": known}, groups).problems
     assert len(problems) == 1 and problems[0].startswith("gatehouse_plain_peer_traffic")
-    secure = {**GOOD, "gatehouse_plain_peer_traffic": True}
+    secure = {**known, "gatehouse_plain_peer_traffic": True}
     fleet = inspect({"h1": secure, "h2": secure}, groups)
     assert fleet.problems == [] and fleet.services["time"]["hosts"] == ["h2"]
+
+
+@pytest.mark.parametrize("address", ["mcp1.example.com", "fd00::1", None])
+def test_several_hosts_need_addresses(address: str | None) -> None:
+    """Of names, nobody could say whom to let in."""
+    groups = {"gateway_edge": ["h1"], "gateway_redis": ["h1"], "gateway_mcp": ["h2"]}
+    secure = {**GOOD, "gatehouse_plain_peer_traffic": True, "gatehouse_address": "10.0.0.1"}
+    other = (
+        {**secure, "gatehouse_address": address}
+        if address
+        else {**GOOD, "gatehouse_plain_peer_traffic": True}
+    )
+    [problem] = inspect({"h1": secure, "h2": other}, groups).problems
+    assert problem.startswith(f"gatehouse_address: {address or 'h2'} is no IPv4 address")
+    assert problem.endswith("[h2]")
 
 
 def test_empty_groups_are_refused() -> None:

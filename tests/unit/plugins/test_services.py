@@ -13,6 +13,7 @@ from ansible_collections.gatehouse.mcp.plugins.filter.services import (
     backend_address,
     client_secrets,
     debian_packages,
+    edge_addresses,
     edge_services,
     endpoints,
     listen_address,
@@ -60,7 +61,7 @@ def components(**services: dict[str, Any]) -> list[dict[str, Any]]:
     environments = {
         item["name"]: {"id": item["name"] + "-id", "path": "/e/" + item["name"]} for item in wanted
     }
-    return service_components(services, environments, {"x": {"TOKEN": "s"}}, "127.0.0.1", 20, 45)
+    return service_components(services, environments, {"x": {"TOKEN": "s"}}, "127.0.0.1", [], 20, 45)
 
 
 def test_a_native_service_runs_its_module() -> None:
@@ -100,7 +101,7 @@ def test_peoples_own_secrets_are_one_credential_and_nowhere_else() -> None:
     assert json.loads(secrets["x"]["per_user.json"]) == {"Ana": {"T": "anas own"}, "bob": {"T": "bobs own"}}
     service = {**STDIO, "secret_names": ["URL"], "personal_secret_names": ["T"]}
     environments = {name: {"id": name, "path": f"/e/{name}"} for name in ("bridge", "service-x")}
-    [component] = service_components({"x": service}, environments, secrets, "127.0.0.1", 20, 45)
+    [component] = service_components({"x": service}, environments, secrets, "127.0.0.1", [], 20, 45)
     assert component["vars"]["credential_names"] == ["URL", "per_user.json"]
     assert component["credentials"].keys() == {"URL", "per_user.json"}
     assert json.loads(component["env"]["GATEHOUSE_BRIDGE_SECRETS_PER_USER"]) == ["T"]
@@ -176,6 +177,7 @@ def test_an_http_service_runs_itself() -> None:
     assert component["vars"]["exec_start"] == ["/usr/bin/server", "--port=@PORT@"]
     assert not component["vars"]["notifies"]
     assert [check["name"] for check in component["health"]] == ["unit", "mcp"]
+    assert component["health"][1]["host"] == "x.example.com"
 
 
 def test_an_environment_that_two_services_share_is_wanted_once() -> None:
@@ -208,6 +210,9 @@ def test_addresses_come_from_one_place() -> None:
     assert peer_address("h3", "h1", HOSTVARS) == "h3"
     assert listen_address("h1", ["h1"], HOSTVARS) == "127.0.0.1"
     assert listen_address("h1", ["h1", "h2"], HOSTVARS) == "10.0.0.1"
+    assert edge_addresses("h1", ["h1"], HOSTVARS) == []
+    assert edge_addresses("h1", ["h1", "h2"], HOSTVARS) == ["10.0.0.1", "192.0.2.2"]
+    assert edge_addresses("h1", ["h2", "h3"], HOSTVARS) == ["10.0.0.1", "192.0.2.2", "h3"]
     assert backend_address("h1", "h1", ["h1", "h2"], HOSTVARS) == "10.0.0.1"
     assert backend_address("h1", "h1", ["h1"], HOSTVARS) == "127.0.0.1"
 
