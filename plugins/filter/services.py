@@ -124,7 +124,8 @@ def service_components(
         own = environments.get(f"service-{name}")
         state = f"/var/lib/gatehouse-{name}"
         command = [
-            str(part).replace("{port}", "@PORT@").replace("{state}", state) for part in service["command"]
+            str(part).replace("{address}", bind).replace("{port}", "@PORT@").replace("{state}", state)
+            for part in service["command"]
         ]
         own_env = {key: value.replace("{state}", state) for key, value in service["env"].items()}
         if own:
@@ -181,7 +182,8 @@ def service_components(
                 "health": health,
                 "vars": {
                     "component": name,
-                    "listen": f"{bind}:@PORT@",
+                    # On loopback always: its health and metrics are there.
+                    "listen": ",".join(f"{address}:@PORT@" for address in dict.fromkeys(("127.0.0.1", bind))),
                     "edges": edges,
                     "service": dict(service),
                     "exec_start": exec_start,

@@ -181,6 +181,9 @@ def closed(hosts: dict[str, str], edges: list[str]) -> None:
         assert subprocess.run(reach, shell=True, capture_output=True, check=False).returncode != 0, (  # noqa: S602 - ours
             f"port {port} answers who is no edge"
         )
+        # Where an operator asks after health and metrics.
+        look = f"timeout 3 bash -c '</dev/tcp/127.0.0.1/{port}'"
+        assert on(AWAY, look).returncode == 0, f"port {port} does not answer over loopback"
     for user, expected in (("gatehouse-echo-stateful", False), ("root", True)):
         asked = on(AWAY, f"runuser -u {user} -- timeout 3 bash -c '</dev/tcp/{edges[0]}/443'")
         assert (asked.returncode == 0) == expected, f"{user}: {asked.stdout}"

@@ -148,7 +148,8 @@ def test_where_edges_are_other_hosts_a_service_answers_them_alone(name: str) -> 
     lines = unit(name, ["10.0.0.3", "10.0.0.1", "10.0.0.2"])
     rules = [line for line in lines if line.startswith("ExecStartPre=+/usr/sbin/nft") and "rule" in line]
     assert any(
-        "input tcp dport @PORT@ ip saddr != { 10.0.0.3, 10.0.0.1, 10.0.0.2 } reject" in rule for rule in rules
+        "input iif != lo tcp dport @PORT@ ip saddr != { 10.0.0.3, 10.0.0.1, 10.0.0.2 } reject" in rule
+        for rule in rules
     )
     filtered = [line for line in lines if line.startswith("IPAddress")]
     if filtered:

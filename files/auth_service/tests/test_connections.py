@@ -170,21 +170,25 @@ def test_sentinels_are_asked_whatever_holds_a_pool_up(monkeypatch: pytest.Monkey
     asyncio.run(run())
 
 
+class Subscribed:
+    """A Redis, as far as one listens to it."""
+
+    def pubsub(self) -> "Subscribed":
+        return self
+
+    async def __aenter__(self) -> "Subscribed":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+
 # covers: failover
 def test_a_stream_that_connects_is_not_interrupted() -> None:
     interrupted = []
 
-    class Slow:
+    class Slow(Subscribed):
         """A Redis that takes its time, and then does not answer."""
-
-        def pubsub(self) -> "Slow":
-            return self
-
-        async def __aenter__(self) -> "Slow":
-            return self
-
-        async def __aexit__(self, *_: object) -> None:
-            pass
 
         async def subscribe(self, _: str) -> None:
             try:
@@ -208,19 +212,10 @@ def test_a_stream_that_connects_is_not_interrupted() -> None:
 
 # covers: failover, revocation
 def test_a_stream_that_was_begun_before_a_move_does_not_count() -> None:
-    class Slow:
+    class Slow(Subscribed):
         """A Redis that takes its time."""
 
         begun = 0
-
-        def pubsub(self) -> "Slow":
-            return self
-
-        async def __aenter__(self) -> "Slow":
-            return self
-
-        async def __aexit__(self, *_: object) -> None:
-            pass
 
         async def subscribe(self, _: str) -> None:
             self.begun += 1

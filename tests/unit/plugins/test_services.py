@@ -64,6 +64,18 @@ def components(**services: dict[str, Any]) -> list[dict[str, Any]]:
     return service_components(services, environments, {"x": {"TOKEN": "s"}}, "127.0.0.1", [], 20, 45)
 
 
+def test_where_edges_are_other_hosts_a_service_listens_for_them_and_on_loopback() -> None:
+    services = {"own": {**HTTP, "command": ["/usr/bin/server", "{address}:{port}"]}, "x": NATIVE}
+    environments = {item["name"]: {"id": "i", "path": "/e"} for item in service_environments(services, {})}
+    own, x = service_components(services, environments, {}, "10.0.0.1", ["10.0.0.1", "10.0.0.2"], 20, 45)
+    assert own["vars"]["exec_start"] == ["/usr/bin/server", "10.0.0.1:@PORT@"]
+    assert x["vars"]["listen"] == "127.0.0.1:@PORT@,10.0.0.1:@PORT@"
+    assert {check.get("url", "").rpartition("/")[0] for check in x["health"]} == {
+        "",
+        "http://10.0.0.1:@PORT@",
+    }
+
+
 def test_a_native_service_runs_its_module() -> None:
     [component] = components(x=NATIVE)
     assert component["vars"]["exec_start"] == ["/e/native-echo/bin/python", "-m", "gatehouse_echo"]
