@@ -116,7 +116,7 @@ class Service:
         )  # fmt: skip
         config.load()
         made = config.http_protocol_class(config=config, server_state=self.state, app_state={})  # type: ignore[call-arg]
-        return (transport or Connection)(made, self.happened)
+        return (transport or Connection)(made, self.happened, self.state)
 
     @property
     def direct(self) -> type[asyncio.Protocol]:
@@ -126,9 +126,10 @@ class Service:
 class Connection(asyncio.Transport):
     """A protocol, and the transport that it writes to."""
 
-    def __init__(self, made: Any, happened: list[tuple[str, bytes]]) -> None:
+    def __init__(self, made: Any, happened: list[tuple[str, bytes]], state: ServerState) -> None:
         super().__init__()
         self.protocol = made
+        self._state = state
         self.sent = b""
         self.closed = False
         self.reading = True
@@ -158,7 +159,15 @@ class Connection(asyncio.Transport):
                 break
             self.protocol.data_received(chunk)
             await asyncio.sleep(0)
-        await asyncio.sleep(0.02)
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Until all that came is answered."""
+        async with asyncio.timeout(60):
+            while self._state.tasks:
+                await asyncio.wait(self._state.tasks)
+        for _ in range(3):  # what is sent at the end of a turn
+            await asyncio.sleep(0)
 
 
 @pytest.fixture
@@ -318,7 +327,7 @@ def test_a_decision_is_recorded_before_its_answer_goes_out(service: Service) -> 
             connections = [service.connect(service.direct) for _ in tokens]
             for number, token in enumerate(tokens):
                 connections[number].protocol.data_received(check(token, b"X-Request-Id: r%d" % number))
-            await asyncio.sleep(0.05)
+            await connections[0].settle()
             kinds = [kind for kind, _ in service.happened]
             assert kinds == ["record", *["answer"] * len(tokens)]
             records = [json.loads(line) for line in service.happened[0][1].splitlines()]
@@ -359,7 +368,7 @@ def test_a_stop_lets_the_answer_under_way_out(service: Service) -> None:
         connection.protocol.shutdown()
         assert not connection.closed
         assert len(service.state.tasks) == 1
-        await asyncio.sleep(0.1)
+        await connection.settle()
         assert connection.closed
         assert b"connection: close" in connection.sent
 
@@ -374,7 +383,7 @@ def test_a_peer_that_has_gone(service: Service) -> None:
             connection.protocol.data_received(check(forge(service.key, jti=f"gone-{error}")))
             connection.closed = True
             connection.protocol.connection_lost(error)
-            await asyncio.sleep(0.05)
+            await connection.settle()
             assert connection.sent == b""
         assert not service.state.connections
         assert not service.state.tasks
