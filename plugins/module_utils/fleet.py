@@ -12,7 +12,7 @@ import ipaddress
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,13 @@ OPENID: dict[str, dict[str, Any]] = {
     "trust_emails": {"type": "bool"},
     "assertions": {"type": "bool"},
 }
+# One entry of gatehouse_local_users.
+LOCAL_USER: dict[str, dict[str, Any]] = {
+    "password_hash": {"type": "str", "no_log": True},
+    "name": {"type": "str"},
+    "email": {"type": "str"},
+    "groups": {"type": "list", "elements": "str"},
+}
 PROVIDER_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 # Providers that are there without a name of the operator's, and other words that stand before a colon.
 PROVIDERS_TAKEN = ("local", "github", "oidc", "probe", "client")
@@ -80,19 +87,25 @@ PACKAGE_LOCK = "package-lock.json"
 
 # Below the ephemeral range of Linux (32768), two ports a service.
 PORT_FIRST, PORT_LAST = 20000, 31998
-AUTH_PORT = 18000
+# Even ports of which Gatehouse has this one or the next: the auth service, Traefik's health, Redis.
+PORTS_TAKEN = (18000, 18080, 6378)
 
-# Limits of one child of the bridge: their form, and an example.
+# Limits: their form, and an example. Systemd ignores one that it cannot read.
+MEMORY = (re.compile(r"[1-9]\d*[MG]"), "256M or 1G")
+CPU = (re.compile(r"[1-9]\d*%"), "50%, of one processor")
+SERVICE_LIMITS = {"memory_max": MEMORY, "cpu_quota": CPU}
 CHILD_LIMITS = {
-    "child_memory_max": (re.compile(r"[1-9]\d*[MG]"), "256M or 1G"),
+    "child_memory_max": MEMORY,
     "child_tasks_max": (re.compile(r"[1-9]\d*"), "64"),
-    "child_cpu_quota": (re.compile(r"[1-9]\d*%"), "50%, of one processor"),
+    "child_cpu_quota": CPU,
 }
 
 # What a service has that says nothing of it.
 LIMITS = {"cpu_quota": "200%", "child_memory_max": None, "child_tasks_max": 256, "child_cpu_quota": "100%"}
 
 SECRET_MIN, REDIS_PASSWORD_MIN = 8, 32
+# It is a word of a command of Redis.
+REDIS_PASSWORD = re.compile(rf"[^\s\x00-\x1f]{{{REDIS_PASSWORD_MIN},}}")
 RECHECK_SECONDS_MIN = 900
 
 
@@ -171,21 +184,37 @@ def read_options(folder: str, role: str, entry: str = "main") -> dict[str, Any]:
     return options
 
 
-def allocate_ports(names: Iterable[str], chosen: Mapping[str, int]) -> dict[str, int]:
-    """Give every service an even port that it keeps when other services come and go.
+def derived_port(name: str) -> int:
+    """The even port of a service that names none. It follows from the name alone, whatever other services there are."""
+    return PORT_FIRST + 2 * (zlib.crc32(name.encode()) % ((PORT_LAST - PORT_FIRST) // 2 + 1))
 
-    The port follows from the name; on a clash the next free one is taken, in the order of the names.
+
+def conform(value: Any, option: Mapping[str, Any]) -> str | None:
+    """Say what a value is not that its option wants, where Ansible would make it so: a word is no list of its letters.
+
+    A number or a truth may be written as text, as `-e name=value` does.
     """
-    ports = dict(chosen)
-    taken = set(ports.values())
-    slots = (PORT_LAST - PORT_FIRST) // 2 + 1
-    for name in sorted(set(names) - set(chosen)):
-        slot = zlib.crc32(name.encode()) % slots
-        while PORT_FIRST + 2 * slot in taken:
-            slot = (slot + 1) % slots
-        ports[name] = PORT_FIRST + 2 * slot
-        taken.add(ports[name])
-    return ports
+    kind = option.get("type", "str")
+    if value is None:
+        return None
+    if kind == "list":
+        if not isinstance(value, list):
+            return "is not a list; write [...]"
+        return next(
+            filter(None, (conform(item, {"type": option.get("elements", "raw")}) for item in value)), None
+        )
+    if kind == "dict" and not isinstance(value, Mapping):
+        return "is not a mapping; write <name>: <value> below it"
+    if kind in ("str", "path") and not isinstance(value, str):
+        return "is not text; write it in quotes"
+    return None
+
+
+def taken_over(given: Any, validated: Any) -> Any:
+    """What was given, as the validator made it, without the defaults that it adds."""
+    if isinstance(given, Mapping) and isinstance(validated, Mapping):
+        return {key: taken_over(value, validated.get(key, value)) for key, value in given.items()}
+    return validated
 
 
 class Inspector:
@@ -209,7 +238,7 @@ class Inspector:
         variables: Mapping[str, Any],
         service: Mapping[str, Any],
     ) -> None:
-        self.hosts = hosts
+        self.hosts = dict(hosts)
         self.groups = groups
         self.resolve = resolve
         self.catalogue = catalogue
@@ -231,9 +260,11 @@ class Inspector:
 
     def inspect(self) -> Fleet:
         """Check everything; the fleet is complete only where there are no problems."""
+        self.hosts = {
+            host: {**variables, **self.check_variables(host, variables)}
+            for host, variables in self.hosts.items()
+        }
         self.check_groups()
-        for host, variables in self.hosts.items():
-            self.check_variables(host, variables)
         fleet = self.services()
         fleet.problems = self.problems()
         return fleet
@@ -255,25 +286,48 @@ class Inspector:
                         " and set this to true",
                         host,
                     )
-                address = self.hosts[host].get("gatehouse_address", "")
-                try:
-                    ipaddress.IPv4Address(address)
-                except ValueError:
-                    self.problem(
-                        f"gatehouse_address: {address or host} is no IPv4 address, and the hosts let in addresses; give this"
-                        " host's in the network between the hosts",
-                        host,
-                    )
+            self.check_addresses(sorted(members))
 
-    def check_variables(self, host: str, variables: Mapping[str, Any]) -> None:
-        """The public variables of one host: names, types, and what they need of each other."""
+    def check_addresses(self, members: list[str]) -> None:
+        """Every host of several has an IPv4 address of its own, where others reach it."""
+        owners: dict[Any, str] = {}
+        for host in members:
+            given = self.hosts[host].get("gatehouse_address", "")
+            try:
+                address = ipaddress.IPv4Address(given)
+            except ValueError:
+                self.problem(
+                    f"gatehouse_address: {given or host} is no IPv4 address, and the hosts let in addresses; give this"
+                    " host's in the network between the hosts",
+                    host,
+                )
+                continue
+            if address.is_loopback or address.is_unspecified or address.is_multicast:
+                self.problem(
+                    f"gatehouse_address: other hosts cannot reach this one at {address}; give its address in the network"
+                    " between the hosts",
+                    host,
+                )
+            if address in owners:
+                self.problem(
+                    f"gatehouse_address: {address} is also the address of {owners[address]}; give each host its own",
+                    host,
+                )
+            owners[address] = host
+
+    def check_variables(self, host: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """The public variables of one host: names, types, and what they need of each other; returns them, in their types."""
         given = {name: variables[name] for name in variables if name.startswith("gatehouse_")}
         for name in sorted(set(given) - set(self.variables)):
             self.problem(
                 f"{name}: no such variable{self.suggest(name, self.variables)}; correct the name or remove it",
                 host,
             )
-        self.check_types("", given, self.variables, host)
+        before = len(self.found)
+        given = self.check_types("", given, self.variables, host)
+        if len(self.found) > before:
+            # What is not of its type tells nothing more.
+            return {}
 
         domain = given.get("gatehouse_domain")
         if not domain:
@@ -296,18 +350,21 @@ class Inspector:
         self.check_names(host, given)
         self.check_clients(host, given)
         recheck = given.get("gatehouse_recheck_seconds")
-        if isinstance(recheck, int) and recheck != 0 and recheck < RECHECK_SECONDS_MIN:
+        if recheck is not None and recheck != 0 and recheck < RECHECK_SECONDS_MIN:
             self.problem(
                 f"gatehouse_recheck_seconds: {recheck} is too often; use at least {RECHECK_SECONDS_MIN}, or 0 for never",
                 host,
             )
+        if (drain := given.get("gatehouse_drain_seconds")) is not None and drain < 1:
+            self.problem("gatehouse_drain_seconds: has to be at least 1; correct it", host)
         password = given.get("gatehouse_redis_password")
-        if password is not None and len(str(password)) < REDIS_PASSWORD_MIN:
+        if password is not None and not REDIS_PASSWORD.fullmatch(password):
             self.problem(
-                f"gatehouse_redis_password: is too short; use at least {REDIS_PASSWORD_MIN} random characters,"
+                f"gatehouse_redis_password: is too short, or has spaces; use at least {REDIS_PASSWORD_MIN} random characters,"
                 " or remove it and let one be generated",
                 host,
             )
+        return given
 
     def check_tls(self, host: str, given: Mapping[str, Any]) -> None:
         """The front door's certificate has what its source needs."""
@@ -315,6 +372,11 @@ class Inspector:
         if tls == "acme" and "@" not in str(given.get("gatehouse_acme_email") or ""):
             self.problem(
                 "gatehouse_acme_email: gatehouse_tls is acme, which needs a contact address; set it", host
+            )
+        if tls == "acme" and len(self.groups.get("gateway_edge", [])) > 1:
+            self.problem(
+                "gatehouse_tls: with several edges the CA asks one of them for what another has been told (HTTP-01); use"
+                " files, or one edge"
             )
         if tls == "files":
             for name in ("gatehouse_tls_certificate", "gatehouse_tls_key"):
@@ -376,6 +438,8 @@ class Inspector:
         if isinstance(users, Mapping):
             for name, user in users.items():
                 hashed = user.get("password_hash") if isinstance(user, Mapping) else None
+                if isinstance(user, Mapping):
+                    self.check_entry(f"gatehouse_local_users.{name}", user, LOCAL_USER, host)
                 if not isinstance(hashed, str) or not hashed.startswith("$argon2id$"):
                     self.problem(
                         f"gatehouse_local_users.{name}.password_hash: is not an argon2id hash;"
@@ -403,8 +467,7 @@ class Inspector:
             if not isinstance(provider, Mapping):
                 self.problem(f"{where}: is not a mapping; write issuer: and client_id: below it", host)
                 continue
-            for message in ArgumentSpecValidator(OPENID).validate(dict(provider)).error_messages:
-                self.problem(f"{where}: {message}; correct it", host)
+            self.check_entry(where, provider, OPENID, host)
             if not ISSUER.fullmatch(str(provider.get("issuer") or "")):
                 self.problem(
                     f"{where}.issuer: is not an https address without a query; copy it from the provider's"
@@ -479,11 +542,9 @@ class Inspector:
             if not isinstance(client, Mapping):
                 self.problem(f"{where}: is not a mapping; write client_name: below it", host)
                 continue
-            checked = ArgumentSpecValidator(CLIENT).validate(dict(client))
-            for message in checked.error_messages:
-                self.problem(f"{where}: {message}; correct it", host)
-            known = checked.validated_parameters
-            grants, secret = known.get("grant_types") or [], known.get("client_secret")
+            known = self.check_entry(where, client, CLIENT, host)
+            grants = known.get("grant_types", CLIENT["grant_types"]["default"])
+            secret = known.get("client_secret")
             jwks = known.get("jwks")
             if jwks is not None and (secret is not None or not _public_keys(jwks)):
                 self.problem(
@@ -516,18 +577,53 @@ class Inspector:
                         host,
                     )
 
+    def check_entry(
+        self, where: str, entry: Mapping[str, Any], options: Mapping[str, Any], host: str
+    ) -> dict[str, Any]:
+        """One entry of a mapping by name: it has the keys that there are, those that it needs, and their types."""
+        for key in sorted(set(map(str, entry)) - set(options)):
+            self.problem(
+                f"{where}.{key}: unknown key{self.suggest(key, options)}; known are {', '.join(sorted(options))}",
+                host,
+            )
+        for key, option in options.items():
+            if option.get("required") and entry.get(key) is None:
+                self.problem(f"{where}.{key}: is missing; set it", host)
+        return self.check_types(f"{where}.", entry, options, host)
+
     def check_types(
         self, prefix: str, given: Mapping[str, Any], options: Mapping[str, Any], host: str
-    ) -> None:
-        """Types and choices of what is given, by the argument spec. Required ones have better words elsewhere."""
+    ) -> dict[str, Any]:
+        """Types and choices of what is given, by the argument spec; returns what is right, in its type.
+
+        Required ones have better words elsewhere.
+        """
+        right: dict[str, Any] = {}
         for name in given:
             if name not in options:
+                continue
+            wrong = list(self.nonconforming(name, given[name], options[name]))
+            for path, message in wrong:
+                self.problem(f"{prefix}{path}: {message}", host)
+            if wrong:
                 continue
             result = ArgumentSpecValidator({name: self.checkable(options[name])}).validate(
                 {name: given[name]}
             )
             for message in result.error_messages:
                 self.problem(f"{prefix}{name}: {message}; correct it", host)
+            if not result.error_messages:
+                right[name] = taken_over(given[name], result.validated_parameters[name])
+        return right
+
+    @staticmethod
+    def nonconforming(path: str, value: Any, option: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """What within a value is not as it has to be written, by its path."""
+        if message := conform(value, option):
+            yield path, message
+        elif isinstance(value, Mapping):
+            for name, nested in option.get("options", {}).items():
+                yield from Inspector.nonconforming(f"{path}.{name}", value.get(name), nested)
 
     @staticmethod
     def checkable(option: Mapping[str, Any]) -> dict[str, Any]:
@@ -549,18 +645,24 @@ class Inspector:
         """Check every service of every host and complete it from the catalogue."""
         fleet = Fleet(hosts={host: {} for host in self.groups.get("gateway_mcp", [])})
         declared = {host: self.declared(host) for host in fleet.hosts}
-        chosen: dict[str, int] = {}
+        ports: dict[str, int] = {}
         for host, services in declared.items():
             for name, given in services.items():
                 service = self.service(host, name, given)
                 if service is None:
                     continue
+                ports.setdefault(name, derived_port(name))
                 if service["port"] is not None:
-                    chosen[name] = service["port"]
-                if host in service.pop("placement"):
+                    ports[name] = service["port"]
+                placement, keeps = service.pop("placement"), service.pop("keeps")
+                if keeps and len(placement) > 1:
+                    self.problem(
+                        f"gatehouse_mcp_services.{name}.hosts: each of {', '.join(placement)} would keep other data; name one"
+                        " host"
+                    )
+                if host in placement:
                     fleet.hosts[host][name] = service
-        ports = allocate_ports({name for services in fleet.hosts.values() for name in services}, chosen)
-        self.check_ports(ports)
+        self.check_ports({name: ports[name] for services in fleet.hosts.values() for name in services})
         for host, services in fleet.hosts.items():
             for name, service in services.items():
                 service["port"] = ports[name]
@@ -622,13 +724,16 @@ class Inspector:
         """No two services share a port, and each is one that a service may have."""
         owners: dict[int, str] = {}
         for name, port in sorted(ports.items()):
-            if port % 2 or not 1024 <= port <= 65534 or port == AUTH_PORT:
+            where = f"gatehouse_mcp_services.{name}.port"
+            if port % 2 or not 1024 <= port <= 65534 or port in PORTS_TAKEN:
                 self.problem(
-                    f"gatehouse_mcp_services.{name}.port: {port} is not an even port from 1024 to 65534 other than {AUTH_PORT}; choose another"
+                    f"{where}: {port} is not an even port from 1024 to 65534 other than"
+                    f" {', '.join(map(str, PORTS_TAKEN))}; choose another"
                 )
             if port in owners:
+                # Not the next free one: a service that comes would then take the port of one that is there.
                 self.problem(
-                    f"gatehouse_mcp_services.{name}.port: {port} is also the port of {owners[port]}; choose another"
+                    f"{where}: {port} is also the port of {owners[port]}; give the newer of the two another"
                 )
             owners[port] = name
 
@@ -669,7 +774,7 @@ class Inspector:
             if key in self.service_options and key not in ("secrets", "secrets_per_user")
         }
         before = len(self.found)
-        self.check_types(f"{where}.", known, self.service_options, host)
+        known = self.check_types(f"{where}.", known, self.service_options, host)
         if len(self.found) > before:
             return None
 
@@ -704,8 +809,13 @@ class Inspector:
         if source is None:
             return None
         title = source.pop("title", name)
+        self.check_limits(host, where, known)
         self.check_children(host, where, given, source)
         self.check_health_path(host, where, known.get("health_path"), source)
+        for variable, value in (given.get("env") or {}).items():
+            # The bridge's children have theirs from JSON, others from a file of lines.
+            if source["transport"] != "stdio" and re.search(r"[\n\r\0]", str(value)):
+                self.problem(f"{where}.env.{variable}: has a line break; write one line", host)
         rules, denied = known.get("tools") or {}, source.pop("deny", [])
         if denied:
             rules = {**rules, "deny": [*denied, *(rules.get("deny") or [])]}
@@ -730,7 +840,7 @@ class Inspector:
             **source,
             **{
                 key: known[key]
-                for key in ("memory_max", "cpu_quota", "health_path", "affinity", *CHILD_LIMITS)
+                for key in (*SERVICE_LIMITS, "health_path", "affinity", *CHILD_LIMITS)
                 if key in known
             },
         }
@@ -762,8 +872,11 @@ class Inspector:
                 " or per_session",
                 host,
             )
-        for key, (form, example) in CHILD_LIMITS.items():
-            if key in given and not form.fullmatch(str(given[key])):
+
+    def check_limits(self, host: str, where: str, known: Mapping[str, Any]) -> None:
+        """Limits are of a form that systemd and the kernel know."""
+        for key, (form, example) in (SERVICE_LIMITS | CHILD_LIMITS).items():
+            if key in known and not form.fullmatch(str(known[key])):
                 self.problem(f"{where}.{key}: is not of the known form; write {example}", host)
 
     def tools(self, host: str, where: str, given: Mapping[str, Any], transport: str) -> dict[str, Any]:
@@ -814,6 +927,12 @@ class Inspector:
                         f"{where}.{key}.{variable}: is not the name of an environment variable; use letters, digits and _",
                         host,
                     )
+                    fine = False
+                # A truth has several spellings.
+                elif key == "env" and (
+                    isinstance(value[variable], bool) or not isinstance(value[variable], str | int | float)
+                ):
+                    self.problem(f"{where}.env.{variable}: is not text; write it in quotes", host)
                     fine = False
                 elif variable.startswith("GATEHOUSE_"):
                     self.problem(
@@ -882,6 +1001,7 @@ class Inspector:
             # Room for a few dozen children of the bridge.
             "memory_max": "1G",
             **LIMITS,
+            "keeps": False,
             "sandbox": {},
             "loopback": "open",
             "confine": True,
@@ -951,6 +1071,7 @@ class Inspector:
             "memory_max": entry.get("memory_max", "512M"),
             **LIMITS,
             "child_tasks_max": entry.get("child_tasks_max", LIMITS["child_tasks_max"]),
+            "keeps": entry.get("state", False),
             "sandbox": entry.get("sandbox", {}),
             "loopback": entry.get("loopback", "open"),
             "confine": entry.get("confine", True),

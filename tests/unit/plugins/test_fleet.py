@@ -9,7 +9,7 @@ import pytest
 from ansible_collections.gatehouse.mcp.plugins.module_utils.fleet import (
     Fleet,
     Inspector,
-    allocate_ports,
+    derived_port,
     merge_services,
     read_options,
 )
@@ -40,6 +40,7 @@ CATALOGUE: dict[str, dict[str, Any]] = {
         "egress": ["public"],
         "packages": ["git"],
         "isolation": "shared",
+        "state": True,
         "shared_state": True,
     },
 }
@@ -65,6 +66,11 @@ def inspect(
         variables=read_options(ROLES, "preflight"),
         service=read_options(ROLES, "mcp_service", "service"),
     ).inspect()
+
+
+def peer(number: int) -> dict[str, Any]:
+    """What a host of several says of itself."""
+    return {"gatehouse_plain_peer_traffic": True, "gatehouse_address": f"10.0.0.{number}"}
 
 
 def with_service(name: str, service: Any) -> Fleet:
@@ -169,8 +175,8 @@ def test_what_an_entry_brings_and_what_the_operator_adds() -> None:
         ({"gatehouse_tls": "files"}, "gatehouse_tls_key: gatehouse_tls is files", "name one"),
         ({"gatehouse_clients": {"a b": {}}}, "gatehouse_clients.a b: a client id has", "choose another"),
         ({"gatehouse_clients": {"m": "x"}}, "gatehouse_clients.m: is not a mapping", "client_name:"),
-        ({"gatehouse_clients": {"m": {"redirect_uris": ["https://x.test/cb"]}}}, "gatehouse_clients.m: missing required", "client_name"),
-        ({"gatehouse_clients": {"m": {"client_name": "M", "nmae": 1}}}, "gatehouse_clients.m: nmae", "Supported"),
+        ({"gatehouse_clients": {"m": {"redirect_uris": ["https://x.test/cb"]}}}, "gatehouse_clients.m.client_name: is missing", "set it"),
+        ({"gatehouse_clients": {"m": {"client_name": "M", "nmae": 1}}}, "gatehouse_clients.m.nmae: unknown key", "client_name"),
         ({"gatehouse_clients": {"m": {"client_name": "M"}}}, "gatehouse_clients.m.redirect_uris: is missing", "sent back"),
         (
             {"gatehouse_clients": {"m": {"client_name": "M", "grant_types": ["client_credentials"]}}},
@@ -179,7 +185,7 @@ def test_what_an_entry_brings_and_what_the_operator_adds() -> None:
         ),
         (
             {"gatehouse_clients": {"m": {"client_name": "M", "grant_types": ["password"]}}},
-            "gatehouse_clients.m: value of grant_types must be one or more of",
+            "gatehouse_clients.m.grant_types: value of grant_types must be one or more of",
             "correct it",
         ),
         (
@@ -224,12 +230,12 @@ def test_what_an_entry_brings_and_what_the_operator_adds() -> None:
         ({"gatehouse_providers": {"github": {"client_id": "x"}}}, "gatehouse_github_client_secret: is missing", "set"),
         ({"gatehouse_providers": {"oidc": {"Okta": {}}}}, "gatehouse_providers.oidc.Okta: a provider's name", "choose another"),
         ({"gatehouse_providers": {"oidc": {"local": {}}}}, "gatehouse_providers.oidc.local: a provider's name", "choose another"),
-        ({"gatehouse_providers": {"oidc": ["okta"]}}, "gatehouse_providers.oidc: it and", "write <name>:"),
+        ({"gatehouse_providers": {"oidc": ["okta"]}}, "gatehouse_providers.oidc: is not a mapping", "write <name>:"),
         ({"gatehouse_providers": {"oidc": {"okta": None}}}, "gatehouse_providers.oidc.okta: is not a mapping", "write issuer:"),
-        ({"gatehouse_providers": {"oidc": {"okta": {"issuer": "x"}}}}, "gatehouse_providers.oidc.okta: missing required", "correct it"),
+        ({"gatehouse_providers": {"oidc": {"okta": {"issuer": "x"}}}}, "gatehouse_providers.oidc.okta.client_id: is missing", "set it"),
         (
             {"gatehouse_providers": {"oidc": {"okta": {"issuer": "https://a.test/", "client_id": "x", "groups": "g"}}}},
-            "gatehouse_providers.oidc.okta: groups. Supported parameters",
+            "gatehouse_providers.oidc.okta.groups: unknown key; did you mean groups_claim?",
             "groups_claim",
         ),
         (
@@ -257,6 +263,29 @@ def test_what_an_entry_brings_and_what_the_operator_adds() -> None:
             "with one of github, okta",
         ),
         ({"gatehouse_local_users": {"ana": {"password_hash": "plain"}}}, "gatehouse_local_users.ana.password_hash", "hash-password"),
+        (
+            {"gatehouse_local_users": {"ana": {"password_hash": "$argon2id$x", "groups": "staff"}}},
+            "gatehouse_local_users.ana.groups: is not a list",
+            "write [",
+        ),
+        ({"gatehouse_local_users": {"ana": {"nick": "a"}}}, "gatehouse_local_users.ana.nick: unknown key", "groups"),
+        ({"gatehouse_allow": {"groups": "staff"}}, "gatehouse_allow.groups: is not a list", "write ["),
+        ({"gatehouse_allow": {"users": [1000]}}, "gatehouse_allow.users: is not text", "quotes"),
+        ({"gatehouse_allow": ["staff"]}, "gatehouse_allow: is not a mapping", "<value>"),
+        ({"gatehouse_recheck_seconds": "60"}, "gatehouse_recheck_seconds: 60 is too often", "at least 900"),
+        ({"gatehouse_drain_seconds": 0}, "gatehouse_drain_seconds: has to be at least 1", "correct"),
+        ({"gatehouse_redis_password": "x" * 20 + " " + "x" * 20}, "gatehouse_redis_password: is too short, or has spaces", "32"),
+        ({"gatehouse_redis_password": 4242}, "gatehouse_redis_password: is not text", "quotes"),
+        (
+            {"gatehouse_clients": {"m": {"client_name": "M", "grant_types": "client_credentials"}}},
+            "gatehouse_clients.m.grant_types: is not a list",
+            "write [",
+        ),
+        (
+            {"gatehouse_providers": {"oidc": {"okta": {"issuer": "https://a.test", "client_id": "x", "scopes": "openid email"}}}},
+            "gatehouse_providers.oidc.okta.scopes: is not a list",
+            "write [",
+        ),
         ({"gatehouse_local_users": {}}, "gatehouse_local_users: the provider local is on", "add one"),
     ],
 )  # fmt: skip
@@ -313,6 +342,18 @@ def test_bad_variables(change: dict[str, Any], variable: str, fix: str) -> None:
         ("time", {"health_path": "/health"}, "gatehouse_mcp_services.time.health_path: only a service of transport http", "remove"),
         ("x", {"command": ["/x"], "transport": "http", "health_path": "health?"}, "gatehouse_mcp_services.x.health_path: is not a path", "/healthz"),
         ("time", {"affinity": "perhaps"}, "gatehouse_mcp_services.time.affinity: ", "correct"),
+        ("time", {"args": "/srv/docs"}, "gatehouse_mcp_services.time.args: is not a list", "write ["),
+        ("time", {"tools": {"deny": "delete"}}, "gatehouse_mcp_services.time.tools.deny: is not a list", "write ["),
+        ("time", {"allow": {"users": "ana"}}, "gatehouse_mcp_services.time.allow.users: is not a list", "write ["),
+        ("x", {"command": "/opt/x serve", "transport": "http"}, "gatehouse_mcp_services.x.command: is not a list", "write ["),
+        ("time", {"port": "twenty"}, "gatehouse_mcp_services.time.port: ", "correct it"),
+        ("time", {"port": 6378}, "gatehouse_mcp_services.time.port: 6378 is not an even port", "choose another"),
+        ("time", {"port": 18080}, "gatehouse_mcp_services.time.port: 18080 is not an even port", "choose another"),
+        ("time", {"memory_max": "2GB"}, "gatehouse_mcp_services.time.memory_max: is not of the known form", "1G"),
+        ("echo", {"cpu_quota": "2"}, "gatehouse_mcp_services.echo.cpu_quota: is not of the known form", "50%"),
+        ("time", {"env": {"A": None}}, "gatehouse_mcp_services.time.env.A: is not text", "quotes"),
+        ("time", {"env": {"A": True}}, "gatehouse_mcp_services.time.env.A: is not text", "quotes"),
+        ("echo", {"env": {"A": "1\n2"}}, "gatehouse_mcp_services.echo.env.A: has a line break", "one line"),
         ("time", "yes", "gatehouse_mcp_services.time: is not a mapping", "write {}"),
     ],
 )  # fmt: skip
@@ -349,35 +390,83 @@ def test_two_services_cannot_share_a_hostname() -> None:
 def test_all_problems_come_at_once_and_each_once() -> None:
     broken = {**GOOD, "gatehouse_domain": None, "gatehouse_mcp_services": {"tiem": {}}}
     groups = {"gateway_edge": ["h1"], "gateway_redis": ["h1"], "gateway_mcp": ["h1", "h2"]}
-    secure = {"gatehouse_plain_peer_traffic": True, "gatehouse_address": "10.0.0.1"}
-    problems = inspect({"h1": {**broken, **secure}, "h2": {**broken, **secure}}, groups).problems
+    problems = inspect({"h1": {**broken, **peer(1)}, "h2": {**broken, **peer(2)}}, groups).problems
     assert len(problems) == len(set(problems)) == 2
 
 
 def test_a_problem_of_one_host_names_it() -> None:
     groups = {"gateway_edge": ["h1"], "gateway_redis": ["h1"], "gateway_mcp": ["h1", "h2"]}
-    secure = {**GOOD, "gatehouse_plain_peer_traffic": True, "gatehouse_address": "10.0.0.1"}
     problems = inspect(
-        {"h1": secure, "h2": {**secure, "gatehouse_mcp_services_host": {"tiem": {}}}}, groups
+        {"h1": {**GOOD, **peer(1)}, "h2": {**GOOD, **peer(2), "gatehouse_mcp_services_host": {"tiem": {}}}},
+        groups,
     ).problems
     assert len(problems) == 1 and problems[0].endswith("[h2]")
 
 
 def test_several_hosts_need_an_encrypted_network_between_them() -> None:
     groups = {"gateway_edge": ["h1"], "gateway_redis": ["h1"], "gateway_mcp": ["h2"]}
-    known = {**GOOD, "gatehouse_address": "10.0.0.1"}
-    problems = inspect({"h1": known, "h2": known}, groups).problems
-    assert len(problems) == 1 and problems[0].startswith("gatehouse_plain_peer_traffic")
-    secure = {**known, "gatehouse_plain_peer_traffic": True}
-    fleet = inspect({"h1": secure, "h2": secure}, groups)
+    known = {f"h{number}": {**GOOD, **peer(number)} for number in (1, 2)}
+    # As `-e gatehouse_plain_peer_traffic=false` gives it, it is not what it says.
+    for said in (False, "false", "no"):
+        plain = {host: {**given, "gatehouse_plain_peer_traffic": said} for host, given in known.items()}
+        problems = inspect(plain, groups).problems
+        assert len(problems) == 1 and problems[0].startswith("gatehouse_plain_peer_traffic")
+    fleet = inspect(known, groups)
     assert fleet.problems == [] and fleet.services["time"]["hosts"] == ["h2"]
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ("10.0.0.1", "10.0.0.1 is also the address of h1"),
+        ("127.0.0.1", "other hosts cannot reach this one at 127.0.0.1"),
+        ("0.0.0.0", "other hosts cannot reach this one at 0.0.0.0"),  # noqa: S104
+    ],
+)
+def test_several_hosts_have_addresses_that_others_reach(second: str, said: str) -> None:
+    groups = {"gateway_edge": ["h1"], "gateway_redis": ["h1"], "gateway_mcp": ["h2"]}
+    known = {"h1": {**GOOD, **peer(1)}, "h2": {**GOOD, **peer(2), "gatehouse_address": second}}
+    [problem] = inspect(known, groups).problems
+    assert problem.startswith(f"gatehouse_address: {said}") and problem.endswith("[h2]")
+
+
+def test_what_a_service_keeps_is_on_one_host() -> None:
+    groups = {"gateway_edge": ["h1"], "gateway_redis": ["h1"], "gateway_mcp": ["h1", "h2"]}
+    memory = {"allow": {"users": ["ana"]}}
+    known = {
+        f"h{number}": {**GOOD, **peer(number), "gatehouse_mcp_services": {"memory": memory}}
+        for number in (1, 2)
+    }
+    [problem] = inspect(known, groups).problems
+    assert problem.startswith(
+        "gatehouse_mcp_services.memory.hosts: each of h1, h2 would keep other data; name one"
+    )
+    memory["hosts"] = "h2"  # type: ignore[assignment]
+    assert inspect(known, groups).problems == []
+
+
+def test_acme_has_one_edge() -> None:
+    groups = {"gateway_edge": ["h1", "h2"], "gateway_redis": ["h1"], "gateway_mcp": ["h1"]}
+    acme = {"gatehouse_tls": "acme", "gatehouse_acme_email": "ops@example.com"}
+    [problem] = inspect(
+        {f"h{number}": {**GOOD, **peer(number), **acme} for number in (1, 2)}, groups
+    ).problems
+    assert problem.startswith("gatehouse_tls: with several edges") and "use files, or one edge" in problem
+
+
+def test_what_the_command_line_gives_as_text_is_taken_for_what_it_says() -> None:
+    fleet = inspect({"h1": {**GOOD, "gatehouse_recheck_seconds": "3600", "gatehouse_drain_seconds": "5"}})
+    assert fleet.problems == []
+    service = {"command": ["/opt/acme"], "transport": "http", "port": "21000", "affinity": "false"}
+    given = with_service("x", service).hosts["h1"]["x"]
+    assert (given["port"], given["affinity"]) == (21000, False)
 
 
 @pytest.mark.parametrize("address", ["mcp1.example.com", "fd00::1", None])
 def test_several_hosts_need_addresses(address: str | None) -> None:
     """Of names, nobody could say whom to let in."""
     groups = {"gateway_edge": ["h1"], "gateway_redis": ["h1"], "gateway_mcp": ["h2"]}
-    secure = {**GOOD, "gatehouse_plain_peer_traffic": True, "gatehouse_address": "10.0.0.1"}
+    secure = {**GOOD, **peer(1)}
     other = (
         {**secure, "gatehouse_address": address}
         if address
@@ -398,13 +487,20 @@ def test_layers_merge_by_name() -> None:
     assert merged == {"a": {"port": 2, "title": "A"}, "b": {}, "c": {}}
 
 
-def test_ports_are_even_stable_and_distinct() -> None:
-    names = [f"service{number}" for number in range(500)]
-    ports = allocate_ports(names, {"service3": 30000})
-    assert ports["service3"] == 30000
-    assert len(set(ports.values())) == 500 and all(port % 2 == 0 for port in ports.values())
-    fewer = allocate_ports(names[:40], {"service3": 30000})
-    assert sum(ports[name] != port for name, port in fewer.items()) <= 4
+def test_ports_are_even_and_follow_from_the_name() -> None:
+    ports = [derived_port(f"service{number}") for number in range(500)]
+    assert all(port % 2 == 0 and 20000 <= port < 32000 for port in ports)
+    assert len(set(ports)) > 450
+    clash = {"svc3103": {"package": "pypi:a==1"}, "svc0": {"package": "pypi:a==1"}}
+    assert derived_port("svc0") == derived_port("svc3103")
+    (problem,) = inspect({"h1": {**GOOD, "gatehouse_mcp_services": clash}}).problems
+    assert problem.startswith(
+        f"gatehouse_mcp_services.svc3103.port: {derived_port('svc0')} is also the port of svc0"
+    )
+    clash["svc0"]["port"] = 21000  # type: ignore[assignment]
+    fleet = inspect({"h1": {**GOOD, "gatehouse_mcp_services": clash}})
+    assert fleet.problems == []
+    assert [fleet.services[name]["port"] for name in clash] == [derived_port("svc3103"), 21000]
 
 
 def test_people_keep_their_host_unless_it_does_not_matter() -> None:
