@@ -265,7 +265,9 @@ def test_every_decision_has_an_audit_record(fleet: Fleet, node: Node) -> None:
         ("50%", "50%25"),
         ("a,b", "a%2Cb"),
         ("a\x00b\x7f", "a%00b%7F"),
-        (" a ", "a"),
+        (" a b ", "%20a b%20"),
+        ("  ", "%20%20"),
+        ("é ", "%C3%A9%20"),
         ("", ""),
     ],
 )

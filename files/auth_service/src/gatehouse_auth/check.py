@@ -39,14 +39,19 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}\Z")
 CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 # What a header value may have as it is; all else is percent-encoded as UTF-8. A comma parts groups.
 SAFE = " !\"#$&'()*+-./:;<=>?@[]^_`{|}~"
-AS_IT_IS = re.compile(rf"[A-Za-z0-9{re.escape(SAFE)}]*\Z")
+# A space at either end would be lost on the way, and two people would be one.
+AS_IT_IS = re.compile(rf"(?! )[A-Za-z0-9{re.escape(SAFE)}]*(?<! )\Z")
+OUTER_SPACES = re.compile(r"\A +| +\Z")
 TOKEN_LIMIT = 8192
 ANSWERS = 10_000
 
 
 def header_value(text: str) -> str:
-    """A text as a header can carry it: printable ASCII, everything else (and `%`, `,`) percent-encoded."""
-    return (text if AS_IT_IS.match(text) else quote(text, safe=SAFE, errors="replace")).strip()
+    """A text as a header can carry it: printable ASCII; else (and `%`, `,`, outer spaces) percent-encoded."""
+    if AS_IT_IS.match(text):
+        return text
+    encoded = quote(text, safe=SAFE, errors="replace")
+    return OUTER_SPACES.sub(lambda spaces: "%20" * len(spaces[0]), encoded)
 
 
 @dataclass(frozen=True, slots=True)
