@@ -156,6 +156,8 @@ def service_components(
                 "GATEHOUSE_BRIDGE_ENV": json.dumps(own_env, sort_keys=True),
                 "GATEHOUSE_BRIDGE_SECRETS": json.dumps(service["secret_names"]),
                 "GATEHOUSE_BRIDGE_ISOLATION": service["isolation"],
+                # The unit has one of its own (PrivateTmp=).
+                "GATEHOUSE_BRIDGE_TEMPORARY": "/var/tmp",  # noqa: S108
                 **_child_limits(service),
             }
             if not service["confine"]:

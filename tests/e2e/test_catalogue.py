@@ -24,15 +24,31 @@ ENTRIES: dict[str, dict[str, Any]] = {
     path.stem: yaml.safe_load(path.read_text()) for path in sorted(FOLDER.glob("*.yml"))
 }
 PORT = 8099
-# Pages come from the host itself: from an address of the lab, which is on nobody's list, and from a private one.
+# Pages come from the host itself, from its addresses and a private one, and from beside it: from an address of the lab's network,
+# which is on nobody's list, but not over loopback.
 LAB = "198.18.0.0/15"
 PRIVATE = "10.99.0.1"
+BESIDE = "198.19.255.2"
 PAGE = "<html><body><h1>Opening hours</h1><p>From nine to five.</p></body></html>"
 SERVE = f"""
 mkdir -p /run/catalogue-test
 printf '%s' '{PAGE}' > /run/catalogue-test/hours.html
 systemd-run --quiet --unit catalogue-test python3 -m http.server {PORT} --directory /run/catalogue-test
 ip address add {PRIVATE}/32 dev lo
+ip netns add catalogue-test
+ip link add catalogue-test type veth peer name eth0 netns catalogue-test
+ip address add 198.19.255.1/30 dev catalogue-test
+ip link set catalogue-test up
+ip -n catalogue-test address add {BESIDE}/30 dev eth0
+ip -n catalogue-test link set eth0 up
+systemd-run --quiet --unit catalogue-test-beside ip netns exec catalogue-test \
+  python3 -m http.server {PORT} --directory /run/catalogue-test
+"""
+CLEAR = f"""
+systemctl stop catalogue-test catalogue-test-beside
+ip netns delete catalogue-test
+ip address del {PRIVATE}/32 dev lo
+rm -r /run/catalogue-test
 """
 # A box that the command makes of namespaces of its own needs them from the unit.
 EXPOSURE_LIMITS = {"tmux": 2.2}
@@ -87,7 +103,7 @@ def services(person: Person) -> dict[str, dict[str, Any]]:
         name: {"allow": {"users": [person.user]}} if "shared_state" in entry else {}
         for name, entry in ENTRIES.items()
     }
-    explorer = {"catalogue": "filesystem", "args": ["/"]}
+    explorer = {**entries["filesystem"], "catalogue": "filesystem", "args": ["/"]}
     reader = {"catalogue": "fetch", "args": ["--allow-private-ips"]}
     native = {"catalogue": "fetch-native", "env": {"FETCH_ALLOW": LAB, "FETCH_PORTS": str(PORT)}}
     return {**entries, "explorer": explorer, "reader": reader, "reader-native": native}
@@ -121,9 +137,7 @@ def page(rolled_out: None, host: Host) -> Iterator[str]:
     """The address of a page that the host serves."""
     host.check_output(SERVE)
     yield f"http://{host.check_output('hostname -I').split()[0]}:{PORT}/hours.html"
-    host.check_output(
-        f"systemctl stop catalogue-test; rm -r /run/catalogue-test; ip address del {PRIVATE}/32 dev lo"
-    )
+    host.check_output(CLEAR)
 
 
 # covers: catalogue-probe
@@ -165,23 +179,25 @@ def test_a_session_is_kept_through_the_gateway(client: McpClient, gateway: Gatew
 
 @pytest.mark.parametrize("reader", ["reader", "reader-native"])
 def test_a_page_is_fetched(client: McpClient, gateway: Gateway, page: str, reader: str) -> None:
-    said = client.call(gateway.service(reader), "fetch", url=page)
+    said = client.call(gateway.service(reader), "fetch", url=f"http://{BESIDE}:{PORT}/hours.html")
     assert "From nine to five." in said
     assert "<p>" not in said, "it is Markdown"
 
 
+# covers: loopback
 def test_private_addresses_are_not_fetched(
     client: McpClient, gateway: Gateway, host: Host, page: str
 ) -> None:
     with pytest.raises(ClientError, match="not a public address"):
         client.call(gateway.service("fetch"), "fetch", url=page)
-    private = f"http://{PRIVATE}:{PORT}/hours.html"
-    assert "nine to five" in host.check_output(
-        f"python3 -c 'import urllib.request as u; print(u.urlopen(\"{private}\").read())'"
-    )
-    # The server would; its sandbox does not let it.
-    with pytest.raises(ClientError, match="connection issue"):
-        client.call(gateway.service("reader"), "fetch", url=private)
+    # This one would, as one that has been told two addresses for a name; its sandbox does not let it.
+    for address in (page.split("/")[2].partition(":")[0], PRIVATE, "127.0.0.1", "localhost"):
+        inside = f"http://{address}:{PORT}/hours.html"
+        assert "nine to five" in host.check_output(
+            f"python3 -c 'import urllib.request as u; print(u.urlopen(\"{inside}\").read())'"
+        )
+        with pytest.raises(ClientError, match="connection issue"):
+            client.call(gateway.service("reader"), "fetch", url=inside)
 
 
 def test_the_native_service_lets_nothing_inside_be_fetched(
@@ -220,6 +236,34 @@ def test_a_page_reaches_nothing_on_the_host(
     # Chromium leaves its own sandbox out only when told to, and says so in what it is.
     running = host.check_output("ps -eo args | grep '[c]hromium.*--type=renderer' | head -1")
     assert running and "--no-sandbox" not in running
+
+
+# covers: isolation
+def test_a_browser_shows_nothing_of_what_another_session_saw(
+    client: McpClient, gateway: Gateway, host: Host
+) -> None:
+    """The server refuses `file:` addresses, and lets this form of one through."""
+    url = gateway.service("playwright")
+    client.call(url, "browser_navigate", url="data:text/html,signed in")
+    token = client.credentials(url)["access_token"]
+    hello = {"protocolVersion": VERSION, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    sessions = []
+    for _ in range(2):
+        opened = gateway.post(url, "initialize", hello, token=token)
+        sessions.append([("Mcp-Session-Id", opened.headers["mcp-session-id"])])
+    mine, others = sessions
+
+    def show(session: list[tuple[str, str]], address: str) -> str:
+        arguments = {"name": "browser_navigate", "arguments": {"url": address}}
+        gateway.post(url, "tools/call", arguments, token=token, headers=session)
+        return gateway.call(url, "browser_snapshot", token=token, headers=session)
+
+    assert "nine to five" in show(mine, f"data:text/html,{PAGE}")
+    found = "find /var/tmp/systemd-private-*-gatehouse-playwright@*/tmp -path '*/output/*' -type f | xargs grep -l 'nine to five'"
+    saved = re.sub(r".*/tmp/child-", "/var/tmp/child-", host.check_output(found).splitlines()[0])
+    shown = f"view-source:file://{saved}"
+    assert "nine to five" in show(mine, shown)
+    assert "nine to five" not in show(others, shown)
 
 
 # covers: loopback

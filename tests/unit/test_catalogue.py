@@ -127,7 +127,7 @@ def test_whoever_runs_what_a_model_writes_or_a_page_says_reaches_nothing_over_lo
     """Others on the host trust loopback, and systemd's filter cannot close it to a service that answers there."""
     lines = unit(name)
     closed = [line for line in lines if line.startswith("ExecStartPre=+/usr/sbin/nft") and "rule" in line]
-    if name == "playwright":
+    if name in ("fetch", "playwright"):
         assert len(closed) == 1
         assert f"oif lo meta skuid gatehouse-{name} ct state new" in closed[0]
         assert closed[0].endswith('reject"')
@@ -160,7 +160,7 @@ def test_where_edges_are_other_hosts_a_service_answers_them_alone(name: str) -> 
             for rule in rules
         )
     assert f'ExecStopPost=-+/usr/sbin/nft "delete table inet gatehouse-{name}-@SLOT@"' in lines
-    assert not any("nft" in line for line in unit(name)) or name == "playwright"
+    assert not any("nft" in line for line in unit(name)) or name in ("fetch", "playwright")
 
 
 def test_a_page_runs_in_the_browser_s_own_sandbox_and_nobody_beside_it() -> None:

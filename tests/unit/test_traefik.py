@@ -183,6 +183,7 @@ def test_whatever_leads_to_the_auth_service_is_limited(http: Any) -> None:
     limit, size = http["middlewares"]["auth-rate"]["rateLimit"], http["middlewares"]["auth-size"]["buffering"]
     # By address, and a vendor's cloud is one.
     assert limit["average"] == 100 and limit["burst"] == 300
+    assert limit["sourceCriterion"] == {"ipStrategy": {"ipv6Subnet": 64}}
     assert size["maxRequestBodyBytes"] == 65536
 
 

@@ -199,3 +199,36 @@ async def test_wrong_secrets_are_refused_at_the_start(
     assert process.returncode == 78
     assert f"GATEHOUSE_BRIDGE_SECRETS_PER_USER: {sentence}" in errors.decode()
     assert b"tell-no-one" not in output + errors
+
+
+# covers: isolation
+async def test_a_childs_temporary_files_are_its_own_and_go_with_it(start: Start, tmp_path: Path) -> None:
+    temporary, elsewhere = tmp_path / "temporary", tmp_path / "elsewhere"
+    temporary.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "kept").write_text("kept")
+    bridge = start(
+        before=drop_capabilities,
+        BRIDGE_TEMPORARY=str(temporary),
+        BRIDGE_COMMAND=[*NASTY, "--output={temporary}/output"],
+        BRIDGE_WARM=0,
+    )
+    ana, bob = await bridge.open("local:ana"), await bridge.open("local:bob")
+    own = Path(json.loads(await ana.call("env"))["TMPDIR"])
+    assert own.parent == temporary and own.stat().st_mode & 0o777 == 0o700
+    assert f"--output={own}/output" in await ana.call("read", path="/proc/self/cmdline")
+    assert own != Path(json.loads(await bob.call("env"))["TMPDIR"])
+    assert await ana.call("write", path=str(own / "page"), text="what ana saw") == "written"
+    assert await ana.call("read", path=str(own / "page")) == "what ana saw"
+    assert await bob.call("read", path=str(own / "page")) == "PermissionError"
+    assert await bob.call("write", path=str(own / "page"), text="x") == "PermissionError"
+    assert await bob.call("write", path=str(temporary / "x"), text="x") == "PermissionError"
+    # Whatever lies there goes, and nothing that it leads to.
+    (own / "deep" / "er").mkdir(parents=True)
+    (own / "deep" / "link").symlink_to(elsewhere)
+    for number in range(250):
+        (own / "deep" / "er" / str(number)).touch()
+    assert await ana.delete() == 204
+    eventually(lambda: not own.exists())
+    assert (elsewhere / "kept").read_text() == "kept"
+    assert await bob.call("echo", text="unhurt") == "unhurt"

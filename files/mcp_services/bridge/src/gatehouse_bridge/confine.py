@@ -2,14 +2,15 @@
 
 Each child gets a domain of its own. Out of it no process can be traced, and so neither the bridge's nor another child's memory or
 environment be read (`/proc/<pid>/environ` and `mem` ask the same question); the files of systemd's credentials cannot be read,
-nor can files of the kernel's be written, among them the limits of its own cgroup. From Linux 6.12 it can send no signals out of it.
+nor another child's temporary ones, nor can files of the kernel's be written, among them the limits of its own cgroup. From
+Linux 6.12 it can send no signals out of it.
 """
 
 import ctypes
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 
 # The same on every architecture (asm-generic/unistd.h).
@@ -24,16 +25,16 @@ ABI_REFER, ABI_NET, ABI_SCOPE = 2, 4, 6
 
 
 class Confinement:
-    """A ruleset, made once, that each child then takes upon itself.
+    """What children are denied.
 
     Args:
-        hidden: A folder whose files a child may not read, such as that of the credentials; None for none.
+        hidden: Folders whose files a child may not touch, such as that of the credentials.
 
     Raises:
         OSError: the kernel has no Landlock, or too old a one (before Linux 5.19).
     """
 
-    def __init__(self, hidden: str | None) -> None:
+    def __init__(self, hidden: Collection[str]) -> None:
         """See the class."""
         self._libc = ctypes.CDLL(None, use_errno=True)
         abi = self._call(_CREATE_RULESET, None, 0, _VERSION)
@@ -46,23 +47,38 @@ class Confinement:
             attributes += struct.pack("=Q", 0)
         if abi >= ABI_SCOPE:
             attributes += struct.pack("=Q", SCOPE_SIGNAL)
-        self._ruleset = self._call(_CREATE_RULESET, attributes, len(attributes), 0)
-        for path in _all_but(os.path.realpath(hidden) if hidden else None):
-            granted = READ_FILE if path == "/sys" else rights
-            with suppress(OSError):
-                self._grant(path, granted)
+        self._attributes = attributes
+        self._rights = rights
+        os.close(self._call(_CREATE_RULESET, attributes, len(attributes), 0))
+        self._hidden = frozenset(map(os.path.realpath, hidden))
 
-    def enter(self) -> None:
-        """Take it upon the process that calls, for good: between fork and exec.
+    def ruleset(self, own: str) -> int:
+        """The rules of one child; the caller closes them.
+
+        Args:
+            own: The folder, of those that are hidden or within one, that is this child's.
+
+        Raises:
+            OSError: the kernel refuses.
+        """
+        ruleset = self._call(_CREATE_RULESET, self._attributes, len(self._attributes), 0)
+        for path in _all_but(self._hidden):
+            with suppress(OSError):
+                self._grant(ruleset, path, READ_FILE if path == "/sys" else self._rights)
+        self._grant(ruleset, own, self._rights)
+        return ruleset
+
+    def enter(self, ruleset: int) -> None:
+        """Take rules upon the process that calls, for good: between fork and exec.
 
         Raises:
             OSError: the kernel refuses.
         """
         if self._libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "no_new_privs")
-        self._call(_RESTRICT_SELF, self._ruleset, 0)
+        self._call(_RESTRICT_SELF, ruleset, 0)
 
-    def _grant(self, path: str, rights: int) -> None:
+    def _grant(self, ruleset: int, path: str, rights: int) -> None:
         # A link is no place of its own: what it leads to has a rule, or shall have none.
         place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -72,7 +88,7 @@ class Confinement:
             if not stat.S_ISDIR(mode):
                 rights &= ~REFER
             # struct landlock_path_beneath_attr is packed.
-            self._call(_ADD_RULE, self._ruleset, _PATH_BENEATH, struct.pack("=Qi", rights, place), 0)
+            self._call(_ADD_RULE, ruleset, _PATH_BENEATH, struct.pack("=Qi", rights, place), 0)
         finally:
             os.close(place)
 
@@ -84,16 +100,14 @@ class Confinement:
         return int(result)
 
 
-def _all_but(hidden: str | None) -> Iterator[str]:
+def _all_but(hidden: Collection[str], folder: str = "/") -> Iterator[str]:
     """The fewest paths that together hold everything but `hidden`."""
-    folder: str | None = "/"
-    while folder is not None and folder != hidden:
-        inner = None
-        with suppress(OSError):
-            for name in os.listdir(folder):
-                path = os.path.join(folder, name)
-                if hidden is not None and f"{hidden}/".startswith(f"{path}/"):
-                    inner = path
-                else:
-                    yield path
-        folder = inner
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            path = os.path.join(folder, name)
+            if path in hidden:
+                continue
+            if any(place.startswith(f"{path}/") for place in hidden):
+                yield from _all_but(hidden, path)
+            else:
+                yield path

@@ -1,9 +1,13 @@
 """How a child is started: its command, its environment, what it is denied, and what it may use."""
 
+import asyncio
 import os
 import resource
 import subprocess
+import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Literal
 
 from gatehouse_bridge import tree
@@ -12,6 +16,41 @@ from gatehouse_bridge.confine import Confinement
 from gatehouse_bridge.log import Log
 from gatehouse_bridge.settings import Secrets, Settings, inherited
 from gatehouse_service.configuration import ConfigurationError
+
+# Stands in a command for the folder that a child has for temporary files.
+TEMPORARY = "{temporary}"
+# Files that are removed in one turn of the event loop.
+AT_ONCE = 100
+
+
+@dataclass(frozen=True)
+class Started:
+    """A child, its cgroup where it has one, and its folder for temporary files."""
+
+    popen: "subprocess.Popen[bytes]"
+    group: Group | None
+    temporary: str
+
+
+async def discard(folder: str) -> None:
+    """Remove a folder that nobody uses any more, as far as it lets itself be removed."""
+    removed = 0
+    for place, folders, files in os.walk(folder, topdown=False):
+        for name in files:
+            with suppress(OSError):
+                os.unlink(os.path.join(place, name))
+            removed += 1
+            if removed % AT_ONCE == 0:
+                await asyncio.sleep(0)
+        for name in folders:
+            path = os.path.join(place, name)
+            with suppress(OSError):
+                try:
+                    os.rmdir(path)
+                except NotADirectoryError:  # a link to one
+                    os.unlink(path)
+    with suppress(OSError):
+        os.rmdir(folder)
 
 
 class Launcher:
@@ -31,6 +70,7 @@ class Launcher:
         self.secrets = secrets
         self._log = log
         self._command = settings.bridge_command
+        self._temporary = settings.bridge_temporary
         self._environment = inherited() | settings.bridge_env
         self._confinement = self._confine() if settings.bridge_confine else None
         if self._confinement is None and secrets.personal:
@@ -68,9 +108,7 @@ class Launcher:
         """
         return self._environment | self.secrets.of(user)
 
-    def start(
-        self, environment: Mapping[str, str], mark: str
-    ) -> "tuple[subprocess.Popen[bytes], Group | None]":
+    def start(self, environment: Mapping[str, str], mark: str) -> Started:
         """Start one.
 
         Args:
@@ -80,30 +118,39 @@ class Launcher:
         Raises:
             OSError: it cannot be started.
         """
-        group = self._groups.make(mark) if self._groups else None
+        temporary = tempfile.mkdtemp(prefix="child-", dir=self._temporary)
+        group: Group | None = None
+        rules: int | None = None
         try:
+            if self._confinement is not None:
+                rules = self._confinement.ruleset(temporary)
+            group = self._groups.make(mark) if self._groups else None
             child = subprocess.Popen(
-                self._command,
+                [part.replace(TEMPORARY, temporary) for part in self._command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 # The event loop reads and writes: a buffer of 8 KiB for each pipe would only lie there.
                 bufsize=0,
-                env={**environment, tree.MARK: mark},
+                env={**environment, "TMPDIR": temporary, tree.MARK: mark},
                 start_new_session=True,
-                preexec_fn=self._before(group),
+                preexec_fn=self._before(group, rules),
             )
         except (OSError, subprocess.SubprocessError) as error:
+            os.rmdir(temporary)
             if group is not None:
                 group.remove()
             if isinstance(error, OSError):
                 raise
             raise OSError(0, "its limits could not be set") from None
-        return child, group
+        finally:
+            if rules is not None:
+                os.close(rules)
+        return Started(child, group, temporary)
 
-    def _before(self, group: Group | None) -> "Callable[[], None] | None":
+    def _before(self, group: Group | None, rules: int | None) -> "Callable[[], None] | None":
         """What the new process does before it becomes the child; the bridge has one thread, so it may."""
-        if group is None and self._memory is None and self._confinement is None:
+        if group is None and self._memory is None and rules is None:
             return None
 
         def enter() -> None:
@@ -111,14 +158,15 @@ class Launcher:
                 os.write(group.door, b"0")
             if self._memory is not None:
                 resource.setrlimit(resource.RLIMIT_DATA, (self._memory, self._memory))
-            if self._confinement is not None:
-                self._confinement.enter()
+            if self._confinement is not None and rules is not None:
+                self._confinement.enter(rules)
 
         return enter
 
     def _confine(self) -> Confinement | None:
+        hidden = (os.environ.get("CREDENTIALS_DIRECTORY"), self._temporary)
         try:
-            return Confinement(os.environ.get("CREDENTIALS_DIRECTORY"))
+            return Confinement([folder for folder in hidden if folder])
         except OSError as error:
             self._log("landlock_unavailable", "warning", error=error.strerror)
             return None

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import cast
 
 from gatehouse_bridge import tree
-from gatehouse_bridge.launch import Launcher
+from gatehouse_bridge.launch import Launcher, discard
 from gatehouse_bridge.log import Log
 from gatehouse_bridge.metrics import Metrics
 
@@ -66,7 +66,8 @@ class Process:
         self._metrics = metrics
         self._processes = processes
         self._mark = secrets.token_hex(8)
-        self._popen, self._group = launcher.start(environment, self._mark)
+        started = launcher.start(environment, self._mark)
+        self._popen, self._group, self._temporary = started.popen, started.group, started.temporary
         self.pid = self._popen.pid
         # Where memory runs out, a child is to go and not the bridge, which all others need.
         with suppress(OSError), open(f"/proc/{self.pid}/oom_score_adj", "w") as file:
@@ -172,6 +173,7 @@ class Process:
         while self._group is not None and not self._group.remove():
             self._group.kill()
             await asyncio.sleep(0.02)
+        await discard(self._temporary)
         self._processes.pop(self.pid, None)
 
     def _members(self) -> set[int]:

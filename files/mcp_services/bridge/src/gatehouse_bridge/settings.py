@@ -50,7 +50,8 @@ class Settings(ServiceSettings):
     a child without any connection is kept, `bridge_warm` is how many children are kept started ahead of need. A child with
     all that it starts has `bridge_child_memory` bytes, `bridge_child_processes` processes and threads, and `bridge_child_cpu`
     processors. `bridge_confine` says whether the bridge keeps children from one another; not where the command does that itself,
-    and needs mount(2) for it.
+    and needs mount(2) for it. `bridge_temporary` is a folder, of the service alone, in which each child gets one for temporary files,
+    which no other child can read; without it, it is among everybody's.
     """
 
     bridge_command: tuple[str, ...] = Field(min_length=1)
@@ -62,6 +63,7 @@ class Settings(ServiceSettings):
     bridge_idle_seconds: float = Field(default=1800, gt=0)
     bridge_warm: int = Field(default=1, ge=0, le=100)
     bridge_confine: bool = True
+    bridge_temporary: str | None = None
     bridge_child_memory: int | None = Field(default=None, ge=16 * 1024 * 1024)
     bridge_child_processes: int | None = Field(default=None, ge=1)
     bridge_child_cpu: float | None = Field(default=None, ge=0.01)
@@ -73,6 +75,8 @@ class Settings(ServiceSettings):
             raise ValueError("bridge_command: the first element must be the full path of the program")
         if not os.access(program, os.X_OK) or os.path.isdir(program):
             raise ValueError("bridge_command: the first element must be a program that this user may run")
+        if self.bridge_temporary is not None and not os.path.isdir(self.bridge_temporary):
+            raise ValueError("bridge_temporary: must be a folder that there is")
         if not all(VARIABLE.match(name) for name in self.bridge_env):
             raise ValueError("bridge_env: must have names of environment variables only")
         if self.bridge_secrets_per_user and self.bridge_isolation == "shared":
