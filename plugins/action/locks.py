@@ -16,8 +16,8 @@ from ansible_collections.gatehouse.mcp.plugins.module_utils.npm import write_loc
 def file_name(package: str) -> str:
     """Name of a package's lock; `.txt`, since Ansible takes a `.json` beside an inventory for one."""
     kind, _, rest = package.partition(":")
-    name = rest.replace("==", "-").replace("[", "-").replace("]", "").replace("/", "-")
-    return f"{name}.package-lock.txt" if kind == "npm" else f"{name}.txt"
+    # No name has a plus, so no two packages share a lock.
+    return f"{rest.replace('/', '+')}{'.package-lock' if kind == 'npm' else ''}.txt"
 
 
 def lock(package: str, cache: Path) -> str:

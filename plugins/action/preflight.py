@@ -7,13 +7,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.plugins.loader import lookup_loader
 from ansible_collections.gatehouse.mcp.plugins.filter.services import peer_address
+from ansible_collections.gatehouse.mcp.plugins.module_utils.certificates import certificate_faults
 from ansible_collections.gatehouse.mcp.plugins.module_utils.fleet import (
     GROUPS,
+    Fleet,
     Inspector,
     read_catalogue,
     read_options,
@@ -57,7 +60,12 @@ class ActionModule(ActionBase):
             service=read_options(os.path.join(collection, "roles"), "mcp_service", "service"),
         )
         fleet = inspector.inspect()
-        problems = [*dict.fromkeys(broken), *fleet.problems]
+        problems = [
+            *self._left_out(groups, variables),
+            *dict.fromkeys(broken),
+            *fleet.problems,
+            *self._certificates(inspector.hosts, groups["gateway_edge"], fleet),
+        ]
         if problems:
             result.update(
                 failed=True,
@@ -81,6 +89,42 @@ class ActionModule(ActionBase):
                     # The message is left out: it may quote a secret that stands beside the fault.
                     broken.append(f"{name}: cannot be templated; check the variables that it refers to")
         return public
+
+    def _left_out(self, groups: Mapping[str, list[str]], variables: Mapping[str, Any]) -> list[str]:
+        """What a `--limit` leaves out that the run cannot do without."""
+        complete = self._task.args.get("complete", [])
+        needed = {host for group in complete for host in groups[group]}
+        left_out = sorted(needed.difference(variables["ansible_play_hosts_all"]))
+        if not left_out:
+            return []
+        return [
+            f"--limit: this run needs every host of {', '.join(complete)}, and is without {', '.join(left_out)}; leave"
+            " out --limit, or name them as well"
+        ]
+
+    def _certificates(
+        self, hosts: Mapping[str, Mapping[str, Any]], edges: list[str], fleet: Fleet
+    ) -> list[str]:
+        """What is wrong with the operator's own certificates, each once however many edges show it."""
+        names = [str(urlsplit(service["url"]).hostname) for service in fleet.services.values()]
+        problems: dict[str, None] = {}
+        for given in (hosts[edge] for edge in edges):
+            files = [
+                os.path.abspath(os.path.expanduser(str(given.get(name) or "")))
+                for name in ("gatehouse_tls_certificate", "gatehouse_tls_key")
+            ]
+            # That they are there, the inspector has checked.
+            if given.get("gatehouse_tls") == "files" and all(map(os.path.isfile, files)):
+                certificate, key = map(self._read, files)
+                wanted = [f"auth.{given.get('gatehouse_domain')}", *names]
+                faults = certificate_faults(certificate, key, wanted)
+                problems |= {f"gatehouse_tls_{part}: {fault}": None for part, fault in faults}
+        return list(problems)
+
+    def _read(self, path: str) -> bytes:
+        """A file on the controller as the role reads it, which may be encrypted with a vault."""
+        lookup = lookup_loader.get("ansible.builtin.file", loader=self._loader, templar=self._templar)
+        return str(lookup.run([path], variables={})[0]).encode()
 
     def _resolve(self, pattern: str, variables: dict[str, Any]) -> list[str]:
         lookup = lookup_loader.get(

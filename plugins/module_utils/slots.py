@@ -31,6 +31,15 @@ STATE = Path("/var/lib")
 CACHE = Path("/var/cache")
 LOCK = Path("/run/gatehouse-components.lock")
 SLOTS = ("a", "b")
+# Components without slots, and their units.
+SINGLE = {
+    "redis": ("gatehouse-redis.service",),
+    "traefik": (
+        "gatehouse-traefik-web.socket",
+        "gatehouse-traefik-websecure.socket",
+        "gatehouse-traefik.service",
+    ),
+}
 LOG_LINES = 20
 # A secret shorter than this is not worth the name, and blotting it out would garble the log.
 SECRET_MIN = 8
@@ -202,6 +211,11 @@ class Place:
         """System user and group."""
         return f"gatehouse-{self.name}"
 
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Names of all its units."""
+        return SINGLE.get(self.name) or tuple(map(self.unit, SLOTS))
+
     def unit(self, slot: str) -> str:
         """Name of a slot's unit."""
         return f"gatehouse-{self.name}@{slot}.service"
@@ -241,6 +255,11 @@ class Place:
     def manifest(self, slot: str) -> dict[str, Any]:
         """Manifest of the release in a slot."""
         return read_manifest(self.folder / slot / "manifest.json")
+
+    def port(self, slot: str) -> int | None:
+        """Port of what is in a slot."""
+        port = self.manifest(slot).get("port")
+        return slot_port(port, slot) if port else None
 
     @property
     def group(self) -> str | None:
@@ -294,7 +313,7 @@ def slot_port(port: int, slot: str) -> int:
 
 
 def installed() -> Iterator[Place]:
-    """Every component with releases on this host, whether or not one of them serves."""
+    """Every component with slots and releases on this host, whether or not one of them serves."""
     for folder in sorted(OPT.iterdir()) if OPT.is_dir() else ():
         if any(folder.glob("releases/*/manifest.json")):
             yield Place(folder.name)
@@ -358,16 +377,20 @@ def group_id(name: str) -> int:
 
 def remove(places: list[Place]) -> None:
     """Remove components entirely; one whose removal broke off is still `installed`, and is taken up again."""
-    units = [place.unit(slot) for place in places for slot in SLOTS]
+    units = [unit for place in places for unit in place.units]
     systemctl("disable", "--quiet", *units, check=False)
     systemctl("stop", *units, check=False)
     for place in places:
-        for slot in SLOTS:
-            place.clear_slot(slot)
-        if user_exists(place.user):
-            subprocess.run(["userdel", place.user], check=True, capture_output=True, text=True)
-        (SYSUSERS / f"{place.user}.conf").unlink(missing_ok=True)
-        for folder in (STATE / place.user, CACHE / place.user, ETC / place.name, place.folder):
+        for unit in place.units:
+            (UNITS / unit).unlink(missing_ok=True)
+        folders = [CACHE / place.user, ETC / place.name, place.folder]
+        # What people have connected is in Redis alone: it stays with its owner, until an operator deletes it.
+        if place.name != "redis":
+            folders.insert(0, STATE / place.user)
+            if user_exists(place.user):
+                subprocess.run(["userdel", place.user], check=True, capture_output=True, text=True)
+            (SYSUSERS / f"{place.user}.conf").unlink(missing_ok=True)
+        for folder in folders:
             if folder.exists():
                 shutil.rmtree(folder)
     systemctl("daemon-reload")

@@ -11,6 +11,8 @@ description:
   - If a check fails, the new slot is stopped and removed and the task fails, naming the check and the unit's last log
     lines.
   - All components start at the same time, so many take hardly longer than one.
+  - A slot that an edge routes to is never the one that is written, also where a run broke off between the edges and the
+    switch. Where there is no other, the task fails before anything is changed.
 options:
   group:
     description: Group that the components belong to; the switch removes members of a group that are no longer wanted.
@@ -81,6 +83,12 @@ options:
             description: Seconds in which it must pass.
             type: int
             default: 45
+  routed:
+    description:
+      - Ports of this host that edges route to.
+      - The default is those of loopback that Traefik on this host routes to.
+    type: list
+    elements: int
   credentials:
     description:
       - Secrets, strings, by component and name, for C(LoadCredential=). In a task they stand in each component, as
@@ -113,6 +121,11 @@ pending:
   type: list
   elements: str
   returned: always
+routes:
+  description: Addresses with ports that Traefik on this host routes to.
+  type: list
+  elements: str
+  returned: always
 obsolete:
   description: Components of the group that are on the host and not in the list; the switch removes them.
   type: list
@@ -121,6 +134,7 @@ obsolete:
 """
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -161,14 +175,19 @@ class Plan:
     Args:
         component: As it should be.
         states: What systemd says of the units of both slots.
+        routed: Ports of the host that edges route to.
+        held: Unit by port, of all slots on the host.
     """
 
-    def __init__(self, component: Component, states: Mapping[str, str]) -> None:
+    def __init__(
+        self, component: Component, states: Mapping[str, str], routed: set[int], held: Mapping[int, str]
+    ) -> None:
         self.component = component
         self.place = Place(component.name)
         self.current, self.next = self.place.pointer("current"), self.place.pointer("next")
         self.action = "nothing"
-        self.slot = self.decide(states)
+        self.obstacle: str | None = None
+        self.slot = self.decide(states, routed, held)
         # What the files that change hold now; None where one is not there yet.
         self.replaced = {
             name: kept
@@ -176,7 +195,7 @@ class Plan:
             if (kept := read(self.place.live_file(name))) != content
         }
 
-    def decide(self, states: Mapping[str, str]) -> str:
+    def decide(self, states: Mapping[str, str], routed: set[int], held: Mapping[int, str]) -> str:
         """Choose the slot that will serve, and what it takes."""
 
         def up(slot: str) -> bool:
@@ -191,8 +210,24 @@ class Plan:
                 self.action = "start"
             return self.current
         self.action = "deploy"
-        # Never the slot that serves; before the first switch that is `next`.
-        return "b" if (self.current or self.next) == "a" else "a"
+        # Never a slot that serves. Which one that is, edges know: a run may have broken off between them and the switch.
+        serving = {slot for slot in SLOTS if up(slot) and self.place.port(slot) in routed}
+        serving = serving or {self.current or self.next or ""}
+        free = [slot for slot in SLOTS if slot not in serving]
+        # One that goes at the switch, or has another port from then on, holds its own until then.
+        holders = {slot: held.get(slot_port(self.component.port, slot)) for slot in free}
+        slots = [slot for slot, unit in holders.items() if unit in (None, *self.place.units)]
+        if not free:
+            self.obstacle = (
+                f"{self.component.name}: some edges route to its old release and some to its new one, since a run broke"
+                " off; before another change roll out once more what the inventory had then"
+            )
+        elif not slots:
+            self.obstacle = (
+                f"{self.component.name}: its port is {' and '.join(map(str, holders.values()))}'s until the end of this"
+                " run; choose another port, or make the two changes one after the other"
+            )
+        return slots[0] if slots else "a"
 
     def matches(self, slot: str) -> bool:
         """Whether a slot holds exactly this component."""
@@ -343,9 +378,10 @@ def start(plans: list[Plan]) -> list[str]:
         for folder in (OPT, ETC, UNITS):
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         ensure_users(deployed)
+        promote([plan for plan in deployed if plan.slot == plan.current])
         for plan in deployed:
             if plan.next == plan.slot:
-                (plan.place.folder / "next").unlink()
+                (plan.place.folder / "next").unlink(missing_ok=True)
         systemctl("stop", *(plan.unit for plan in deployed), check=False)
         for plan in deployed:
             plan.write()
@@ -374,6 +410,17 @@ def start(plans: list[Plan]) -> list[str]:
             plan.place.reload_due.unlink(missing_ok=True)
     undo([plan for plan in failed if plan.action == "deploy"])
     return failures
+
+
+def promote(plans: list[Plan]) -> None:
+    """Make up for a switch that a broken run owes: edges route to the other slot, and the current one will be written."""
+    others = {plan.place: next(slot for slot in SLOTS if slot != plan.slot) for plan in plans}
+    if others:
+        systemctl("enable", "--quiet", *(place.unit(slot) for place, slot in others.items()))
+        systemctl("disable", "--quiet", *(plan.unit for plan in plans), check=False)
+    for place, slot in others.items():
+        link(place.folder / "current", slot)
+        (place.folder / "next").unlink(missing_ok=True)
 
 
 def undo(plans: list[Plan]) -> None:
@@ -405,12 +452,28 @@ def run(module: AnsibleModule) -> None:
     if len(set(names)) != len(names) or len({component.port for component in components}) != len(names):
         module.fail_json(msg="two components have the same name or port")
     states = ask("is-active", [Place(name).unit(slot) for name in names for slot in SLOTS])
-    plans = [Plan(component, states) for component in components]
+    held = {
+        port: place.unit(slot)
+        for place in installed()
+        for slot in SLOTS
+        if (port := place.port(slot)) is not None
+    }
+    routes = sorted(
+        set(re.findall(r"http://([^/:\s]+:\d+)", read(ETC / "traefik" / "dynamic" / "gatehouse.yml") or ""))
+    )
+    routed = module.params["routed"]
+    if routed is None:
+        routed = [int(route.rpartition(":")[2]) for route in routes if route.startswith("127.")]
+    plans = [Plan(component, states, set(routed), held) for component in components]
+    obstacles = [plan.obstacle for plan in plans if plan.obstacle]
+    if obstacles:
+        module.fail_json(msg="Nothing was changed. " + "; ".join(obstacles))
     changed = [plan for plan in plans if plan.changes]
     result: dict[str, Any] = {
         "changed": bool(changed),
         "changed_components": [plan.component.name for plan in changed],
         "endpoints": {plan.component.name: plan.port for plan in plans},
+        "routes": routes,
         "pending": [plan.component.name for plan in plans if plan.pending],
         "obsolete": [place.name for place in installed() if place.name not in names and place.group == group],
         "diff": [diff for plan in changed for diff in plan.diffs()],
@@ -454,6 +517,7 @@ def main() -> None:
             "group": {"type": "str", "required": True},
             "unit_template": {"type": "str"},
             "components": {"type": "list", "elements": "dict", "options": component, "required": True},
+            "routed": {"type": "list", "elements": "int"},
             # Of a parameter of its own Ansible logs nothing. Within another it blots values out, and misses those that
             # its search for addresses with passwords has changed before.
             "credentials": {"type": "dict", "default": {}, "no_log": True},

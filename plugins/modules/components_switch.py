@@ -9,11 +9,23 @@ description:
   - To be run when Traefik routes to the slots that C(gatehouse.mcp.components) started.
   - The new slot becomes current; the old one drains, stops and is removed. Components of the given groups that are not
     wanted any more go entirely, with their users, state and cache. Old releases and unused environments are pruned.
+  - A host that left a group runs nothing of that group any more, and keeps none of its secrets.
 options:
   groups:
     description: Names of the components that are wanted, by group.
     type: dict
     required: true
+  units:
+    description:
+      - Which of the components without slots, C(redis) and C(traefik), are wanted. One that is there and is not wanted goes
+        as well, save the data of Redis and its user.
+      - The default leaves them alone.
+    type: list
+    elements: str
+  secrets:
+    description: Whether the host keeps generated secrets; those of a host that does not are removed.
+    type: bool
+    default: true
   drain_seconds:
     description: Seconds that an old slot may take for what it has begun.
     type: int
@@ -56,7 +68,10 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gatehouse.mcp.plugins.module_utils.slots import (
     ETC,
     OPT,
+    SINGLE,
     SLOTS,
+    STATE,
+    UNITS,
     Place,
     ask,
     exclusive,
@@ -169,6 +184,16 @@ def stale_environments(gone: set[Path]) -> list[Path]:
     return sorted(path for path in present if path.name not in used and not path.name.startswith("."))
 
 
+def unwanted(wanted: list[str] | None) -> list[Place]:
+    """The components without slots that are on the host and shall not be."""
+    names = [] if wanted is None else [name for name in SINGLE if name not in wanted]
+    return [
+        place
+        for place in map(Place, names)
+        if any(path.exists() for path in (ETC / place.name, *(UNITS / unit for unit in place.units)))
+    ]
+
+
 def release_of(place: Place, slot: str | None) -> str:
     """A release, for the diff."""
     return f"release {place.release(slot) or '-'}"
@@ -179,17 +204,23 @@ def run(module: AnsibleModule) -> None:
     groups = module.params["groups"]
     ours = [(place, place.group) for place in installed()]
     obsolete = [place for place, group in ours if group in groups and place.name not in groups[group]]
+    obsolete += unwanted(module.params["units"])
     turns = plan([place for place, group in ours if group in groups and place.name in groups[group]])
     due = [turn for turn in turns if turn.due]
     releases = stale_releases(turns, module.params["keep_releases"])
-    going = {path for place in obsolete for path in (place.folder / "releases").iterdir()}
+    going = {path for place in obsolete for path in (place.folder / "releases").glob("*")}
     environments = stale_environments({*releases, *going})
     before = {turn.place.name: release_of(turn.place, turn.place.pointer("current")) for turn in due}
     after = {turn.place.name: release_of(turn.place, turn.slot) for turn in due}
     before |= {place.name: release_of(place, place.serving()) for place in obsolete}
     before |= {str(path.relative_to(OPT)): "kept" for path in (*releases, *environments)}
+    # Last: until all of a new host's secrets are elsewhere, they are here.
+    secrets = [
+        path for path in [STATE / "gatehouse" / "secrets"] if path.exists() and not module.params["secrets"]
+    ]
+    before |= {str(path): "kept" for path in secrets}
     result: dict[str, Any] = {
-        "changed": bool(due or obsolete or releases or environments),
+        "changed": bool(due or obsolete or releases or environments or secrets),
         "switched": [turn.place.name for turn in due if turn.takes_over],
         "removed": [place.name for place in obsolete],
         "diff": {
@@ -202,7 +233,7 @@ def run(module: AnsibleModule) -> None:
             switch(due, module.params["drain_seconds"])
         if obsolete:
             remove(obsolete)
-        for path in (*environments, *releases):
+        for path in (*environments, *releases, *secrets):
             shutil.rmtree(path)
     module.exit_json(**result)
 
@@ -212,6 +243,8 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "groups": {"type": "dict", "required": True},
+            "units": {"type": "list", "elements": "str"},
+            "secrets": {"type": "bool", "default": True},
             "drain_seconds": {"type": "int", "default": 20},
             "keep_releases": {"type": "int", "default": 3},
         },

@@ -9,12 +9,19 @@ description:
   - Runs on the controller and opens no connection.
   - Checks every C(gatehouse_) variable of every host and every service against the roles' argument specs, and
     reports all problems together, each with the variable's name and the fix.
+options:
+  complete:
+    description: Groups all of whose hosts have to be part of the run; a C(--limit) that leaves one out is a problem.
+    type: list
+    elements: str
+    default: []
 author: Gatehouse contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
 - name: Check the inventory
   gatehouse.mcp.preflight:
+    complete: [gateway_edge]
   run_once: true
   register: preflight_fleet
 """

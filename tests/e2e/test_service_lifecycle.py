@@ -14,6 +14,8 @@ from gateway import Gateway
 from test_rotation import calling
 
 ADDED = "clock"
+RENAMED = "watch"
+PORT = 19000
 BROKEN = "broken"
 
 
@@ -43,8 +45,9 @@ def test_service_comes_and_goes(
     fresh_client.call(gateway.echo, "echo", text="before")
     before = fleet.processes()
     url = gateway.service(ADDED)
+    added = {"catalogue": "time", "port": PORT}
     with calling(fresh_client, gateway.echo, "echo", text="during") as calls:
-        played = fleet.play("site.yml", with_services(**{ADDED: {"catalogue": "time"}}))
+        played = fleet.play("site.yml", with_services(**{ADDED: added}))
     assert played.status == 0, played.output[-3000:]
     assert calls.failed == []
     assert fresh_client.sign_ins == 1
@@ -58,15 +61,17 @@ def test_service_comes_and_goes(
         token = client.credentials(url)["access_token"]
     assert gateway.post(url, "tools/list", token=token).status_code != 401
 
-    again = fleet.play("site.yml", with_services(**{ADDED: {"catalogue": "time"}}))
+    again = fleet.play("site.yml", with_services(**{ADDED: added}))
     assert again.status == 0
     assert fleet.processes() == during, "the same inventory again restarts nothing"
 
+    # One with the same port comes as it goes: it cannot have that before.
     with calling(fresh_client, gateway.echo, "echo", text="during") as calls:
-        removed = fleet.play("site.yml")
+        removed = fleet.play("site.yml", with_services(**{RENAMED: added}))
     assert removed.status == 0, removed.output[-3000:]
     assert calls.failed == []
-    assert others(fleet.processes()) == others(before)
+    assert others(fleet.processes(), RENAMED) == others(before)
+    assert gateway.post(gateway.service(RENAMED), "tools/list").status_code == 401
     assert gateway.post(url, "tools/list", token=token).status_code == 404
     for host in fleet.hosts():
         left = host.check_output(
@@ -97,12 +102,20 @@ def test_broken_service_is_named_and_changes_nothing(
     assert gateway.post(gateway.service(BROKEN), "tools/list").status_code == 404
 
 
+# covers: fault-rollout
 @pytest.mark.usefixtures("as_before")
 def test_broken_change_leaves_the_old_release_serving(
     fleet: Fleet, gateway: Gateway, fresh_client: McpClient
 ) -> None:
+    """Also where a run before it broke off when Traefik had been told, and the switch was to come."""
     fresh_client.call(gateway.time, "get_current_time", timezone="UTC")
-    before = fleet.processes()
+    old = fleet.processes()
+    changed = {"catalogue": "time", "args": ["--local-timezone", "Europe/Vienna"]}
+    played = fleet.play("site.yml", with_services(time=changed), "--skip-tags", "switch")
+    assert played.status == 0, played.output[-3000:]
+    routed = {key: process for key, process in fleet.processes().items() if key not in old}
+    assert [unit.partition("@")[0] for _, unit in routed] == ["gatehouse-time"]
+    before = others(old, "time") | routed
     broken = {"catalogue": "time", "args": ["--local-timezone", "Nowhere/Atlantis"]}
     with calling(fresh_client, gateway.time, "get_current_time", timezone="UTC") as calls:
         played = fleet.play("site.yml", with_services(time=broken))

@@ -85,6 +85,8 @@ def test_own_certificates(fleet: Fleet, gateway: Gateway, tmp_path: Path) -> Non
     assert issuer_seen(f"echo.{gateway.domain}", root) == "Own test root"
     again = fleet.play("site.yml", wanted)
     assert again.status == 0 and again.changes == 0, again.output[-3000:]
+    well = fleet.play("status.yml", wanted)
+    assert well.status == 0, well.output[-3000:]
 
     # A renewal, too, is nothing but a new file.
     during = fleet.processes()

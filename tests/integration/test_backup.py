@@ -71,10 +71,6 @@ def test_a_backup_that_nobody_could_open(folder: Path) -> None:
     assert not (folder / "backups").exists()
 
 
-def test_a_part_of_the_fleet(folder: Path) -> None:
-    refused(talk("restore.yml", folder, {}, "--limit", "gate1"), "leave out --limit")
-
-
 # covers: backup-refused
 def test_bad_archives(folder: Path, identity: tuple[Path, str]) -> None:
     key, recipient = identity

@@ -118,10 +118,11 @@ class Host:
             module.main()
         return ended
 
-    def apply(self, *wanted: dict[str, Any]) -> dict[str, Any]:
+    def apply(self, *wanted: dict[str, Any], routed: list[int] | None = None) -> dict[str, Any]:
         plain = [{key: value for key, value in one.items() if key != "credentials"} for one in wanted]
         credentials = {one["name"]: one.get("credentials", {}) for one in wanted}
-        return self._run(components, {"group": "mcp", "components": plain, "credentials": credentials})
+        params = {"group": "mcp", "components": plain, "credentials": credentials, "routed": routed}
+        return self._run(components, params)
 
     def switch(self, *names: str, **params: Any) -> dict[str, Any]:
         return self._run(components_switch, {"groups": {"mcp": list(names)}, "drain_seconds": 0, **params})
@@ -289,6 +290,88 @@ def test_a_change_that_is_taken_back_before_the_switch(host: Host) -> None:
     assert host.apply(wanted())["changed"] is False
 
 
+def test_a_third_release_takes_the_place_of_one_that_no_edge_knows(host: Host) -> None:
+    serve(host, wanted())
+    host.apply(wanted(env={"A": "2"}))
+    result = host.apply(wanted(env={"A": "3"}), routed=[20030])
+    assert (result["endpoints"], result["pending"]) == ({"one": 20031}, ["one"])
+    assert host.systemd.up == {"gatehouse-one@a.service", "gatehouse-one@b.service"}
+    assert host.place().pointer("current") == "a"
+
+
+# covers: fault-rollout
+@pytest.mark.parametrize("taken_back", [False, True])
+def test_a_third_release_after_a_run_that_broke_before_the_switch(host: Host, taken_back: bool) -> None:
+    """Edges route to `b` already, whatever the pointers say; nothing stops it."""
+    serve(host, wanted())
+    host.apply(wanted(env={"A": "2"}))
+    if taken_back:
+        host.apply(wanted(), routed=[20031])
+    host.systemd.broken = {"gatehouse-one@a.service"}
+    failed = host.apply(wanted(env={"A": "3"}), routed=[20031])
+    assert failed["failed"]
+    assert host.systemd.up == host.systemd.enabled == {"gatehouse-one@b.service"}
+    assert (host.place().pointer("current"), host.place().pointer("next")) == ("b", None)
+    host.systemd.broken = set()
+    result = host.apply(wanted(env={"A": "3"}), routed=[20031])
+    assert (result["endpoints"], result["pending"]) == ({"one": 20030}, ["one"])
+    assert host.systemd.up == {"gatehouse-one@a.service", "gatehouse-one@b.service"}
+    host.switch("one")
+    assert host.systemd.up == host.systemd.enabled == {"gatehouse-one@a.service"}
+    assert not host.place().occupied("b")
+
+
+def test_where_edges_differ_a_third_release_is_refused_and_the_second_can_be_finished(host: Host) -> None:
+    serve(host, wanted())
+    host.apply(wanted(env={"A": "2"}))
+    before = host.tree()
+    result = host.apply(wanted(env={"A": "3"}), wanted("three"), routed=[20030, 20031])
+    assert result["failed"] and "one: some edges route to its old release" in result["msg"]
+    assert "roll out once more what the inventory had" in result["msg"]
+    assert host.tree() == before
+    assert [arguments[0] for arguments in host.systemd.told] == ["is-active"]
+    assert host.apply(wanted(env={"A": "2"}), routed=[20030, 20031])["pending"] == ["one"]
+    host.switch("one")
+    assert host.systemd.up == {"gatehouse-one@b.service"}
+
+
+def test_what_traefik_on_the_host_routes_to(host: Host) -> None:
+    serve(host, wanted())
+    host.apply(wanted(env={"A": "2"}))
+    file = slots.ETC / "traefik" / "dynamic" / "gatehouse.yml"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        'address: "http://127.0.0.2:18000/internal/check/one"\n'
+        'servers: [{url: "http://127.0.0.1:20031"},{url: "http://192.0.2.1:20030"},]\n'
+    )
+    result = host.apply(wanted(env={"A": "3"}))
+    assert result["routes"] == ["127.0.0.1:20031", "127.0.0.2:18000", "192.0.2.1:20030"]
+    assert result["endpoints"] == {"one": 20030}, "the other address is another host's"
+
+
+@pytest.mark.parametrize(("changes", "port"), [(0, 20101), (1, 20100)])
+def test_a_new_name_for_a_service_with_a_port_of_its_own(host: Host, changes: int, port: int) -> None:
+    serve(host, wanted(port=20100))
+    for number in range(changes):
+        serve(host, wanted(port=20100, env={"A": f"more {number}"}))
+    result = host.apply(wanted("three", port=20100))
+    assert (result["endpoints"], result["obsolete"]) == ({"three": port}, ["one"])
+    host.switch("three")
+    assert host.apply(wanted("three", port=20100))["changed"] is False
+
+
+def test_a_port_that_is_not_free_before_the_switch_is_refused(host: Host) -> None:
+    serve(host, wanted(port=20100), wanted("three"))
+    serve(host, wanted(port=20100, env={"A": "2"}), wanted("three"))
+    before = host.tree()
+    result = host.apply(wanted("three", port=20100))
+    assert result["failed"] and "three: its port is gatehouse-one@b.service's" in result["msg"]
+    assert "choose another port" in result["msg"]
+    assert host.tree() == before
+    host.switch("three")
+    assert host.apply(wanted("three", port=20100))["endpoints"] == {"three": 20101}
+
+
 def test_a_unit_that_is_down_is_started_where_it_is(host: Host) -> None:
     serve(host, wanted())
     before = host.tree()
@@ -419,6 +502,59 @@ def test_what_is_no_longer_wanted_goes_entirely(host: Host) -> None:
     assert not [path for path in host.root.rglob("*") if "three" in path.name]
     assert host.systemd.up == {"gatehouse-one@a.service"}
     assert host.switch("one")["changed"] is False
+
+
+def edge(host: Host) -> dict[str, Path]:
+    """An edge with Redis and secrets; what there is of each."""
+    files = {
+        "redis": slots.ETC / "redis" / "users.acl",
+        "redis's unit": slots.UNITS / "gatehouse-redis.service",
+        "redis's data": slots.STATE / "gatehouse-redis" / "dump.rdb",
+        "traefik": slots.ETC / "traefik" / "front.pem",
+        "traefik's units": slots.UNITS / "gatehouse-traefik-web.socket",
+        "traefik's program": slots.OPT / "traefik" / "releases" / "1" / "traefik",
+        "traefik's account": slots.STATE / "gatehouse-traefik" / "acme.json",
+        "secrets": slots.STATE / "gatehouse" / "secrets" / "store.json",
+    }
+    for path in files.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    host.systemd.up |= {
+        "gatehouse-redis.service",
+        "gatehouse-traefik.service",
+        "gatehouse-traefik-web.socket",
+    }
+    host.systemd.enabled |= host.systemd.up
+    return files
+
+
+# covers: fault-host-left
+@pytest.mark.parametrize(
+    ("units", "secrets", "removed", "left"),
+    [
+        (["traefik", "redis"], True, [], None),
+        (["redis"], True, ["traefik"], {"redis", "redis's unit", "redis's data", "secrets"}),
+        (["traefik"], True, ["redis"],
+         {"traefik", "traefik's units", "traefik's program", "traefik's account", "redis's data", "secrets"}),
+        ([], False, ["redis", "traefik"], {"redis's data"}),
+    ],
+)  # fmt: skip
+def test_a_host_that_left_a_group(
+    host: Host, units: list[str], secrets: bool, removed: list[str], left: set[str] | None
+) -> None:
+    serve(host, wanted())
+    files = edge(host)
+    before, host.check_mode = host.tree(), True
+    assert host.switch("one", units=units, secrets=secrets)["removed"] == removed
+    assert host.tree() == before
+    host.check_mode = False
+    assert host.switch("one", units=units, secrets=secrets)["removed"] == removed
+    assert {name for name, path in files.items() if path.exists()} == (set(files) if left is None else left)
+    gone = {f"gatehouse-{name}" for name in removed}
+    running = {unit for unit in host.systemd.up | host.systemd.enabled if unit.startswith(tuple(gone))}
+    assert running == set()
+    assert "gatehouse-one@a.service" in host.systemd.up
+    assert host.switch("one", units=units, secrets=secrets)["changed"] is False
 
 
 def test_groups_that_are_not_named_are_left_alone(host: Host) -> None:

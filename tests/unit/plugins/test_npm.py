@@ -232,8 +232,20 @@ def test_a_package_that_cannot_be_resolved(cache: Path, tarball: Path) -> None:
 
 
 def test_names_of_locks() -> None:
-    assert file_name("pypi:acme-tickets[x]==1.4.2") == "acme-tickets-x-1.4.2.txt"
-    assert file_name("npm:@acme/tickets==1.4.2") == "@acme-tickets-1.4.2.package-lock.txt"
+    assert file_name("pypi:acme-tickets==1.4.2") == "acme-tickets==1.4.2.txt"
+    assert file_name("npm:@acme/tickets==1.4.2") == "@acme+tickets==1.4.2.package-lock.txt"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("pypi:mcp[cli]==1.0", "pypi:mcp-cli==1.0"),
+        ("npm:@acme/a-b==1.0.0", "npm:@acme-a/b==1.0.0"),
+        ("pypi:mcp==1.0", "npm:mcp==1.0"),
+    ],
+)
+def test_no_two_packages_share_a_lock(one: str, other: str) -> None:
+    assert file_name(one) != file_name(other)
 
 
 def test_npm_packages_need_node_beside_them(lock: Path) -> None:
