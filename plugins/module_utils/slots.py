@@ -18,7 +18,7 @@ import re
 import shutil
 import subprocess
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -375,8 +375,13 @@ def group_id(name: str) -> int:
     return grp.getgrnam(name).gr_gid
 
 
-def remove(places: list[Place]) -> None:
-    """Remove components entirely; one whose removal broke off is still `installed`, and is taken up again."""
+def remove(places: list[Place], moved: Collection[str] = ()) -> None:
+    """Remove components entirely; one whose removal broke off is still `installed`, and is taken up again.
+
+    Args:
+        places: The components.
+        moved: Names of those that run elsewhere from now on: what they keep is nowhere else, and stays, root's.
+    """
     units = [unit for place in places for unit in place.units]
     systemctl("disable", "--quiet", *units, check=False)
     systemctl("stop", *units, check=False)
@@ -386,7 +391,12 @@ def remove(places: list[Place]) -> None:
         folders = [CACHE / place.user, ETC / place.name, place.folder]
         # What people have connected is in Redis alone: it stays with its owner, until an operator deletes it.
         if place.name != "redis":
-            folders.insert(0, STATE / place.user)
+            state = STATE / place.user
+            if place.name not in moved:
+                folders.insert(0, state)
+            elif state.exists():
+                # Its user's number may become another's. Systemd gives it back to its user where it comes again.
+                os.chown(state, 0, 0)
             if user_exists(place.user):
                 subprocess.run(["userdel", place.user], check=True, capture_output=True, text=True)
             (SYSUSERS / f"{place.user}.conf").unlink(missing_ok=True)

@@ -8,7 +8,8 @@ short_description: Let new releases take over and remove what is not wanted
 description:
   - To be run when Traefik routes to the slots that C(gatehouse.mcp.components) started.
   - The new slot becomes current; the old one drains, stops and is removed. Components of the given groups that are not
-    wanted any more go entirely, with their users, state and cache. Old releases and unused environments are pruned.
+    wanted any more go entirely, with their users, state and cache, save what one keeps that only moved to another host. Old
+    releases and unused environments are pruned.
   - A host that left a group runs nothing of that group any more, and keeps none of its secrets.
 options:
   groups:
@@ -22,6 +23,11 @@ options:
       - The default leaves them alone.
     type: list
     elements: str
+  moved:
+    description: Names of components that, where this host has them no more, are on another from now on.
+    type: list
+    elements: str
+    default: []
   secrets:
     description: Whether the host keeps generated secrets; those of a host that does not are removed.
     type: bool
@@ -232,7 +238,7 @@ def run(module: AnsibleModule) -> None:
         if due:
             switch(due, module.params["drain_seconds"])
         if obsolete:
-            remove(obsolete)
+            remove(obsolete, module.params["moved"])
         for path in (*environments, *releases, *secrets):
             shutil.rmtree(path)
     module.exit_json(**result)
@@ -244,6 +250,7 @@ def main() -> None:
         argument_spec={
             "groups": {"type": "dict", "required": True},
             "units": {"type": "list", "elements": "str"},
+            "moved": {"type": "list", "elements": "str", "default": []},
             "secrets": {"type": "bool", "default": True},
             "drain_seconds": {"type": "int", "default": 20},
             "keep_releases": {"type": "int", "default": 3},

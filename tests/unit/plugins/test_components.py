@@ -492,6 +492,21 @@ def test_secrets_are_no_part_of_the_release(host: Host) -> None:
     assert host.place().release("b") == before
 
 
+def test_what_only_moved_to_another_host_leaves_its_data(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[Path, int, int]] = []
+    monkeypatch.setattr(slots.os, "chown", lambda path, user, group: given.append((path, user, group)))
+    serve(host, wanted("one"), wanted("three"))
+    for folder in (slots.STATE, slots.CACHE):
+        (folder / "gatehouse-three").mkdir(parents=True)
+    host.apply(wanted("one"))
+    assert host.switch("one", moved=["one", "three"])["removed"] == ["three"]
+    assert [path for path in host.root.rglob("*") if "three" in path.name] == [
+        slots.STATE / "gatehouse-three"
+    ]
+    assert given[-1] == (slots.STATE / "gatehouse-three", 0, 0)
+    assert host.switch("one", moved=["one", "three"])["changed"] is False
+
+
 def test_what_is_no_longer_wanted_goes_entirely(host: Host) -> None:
     serve(host, wanted("one"), wanted("three"))
     for folder in (slots.STATE, slots.CACHE):
