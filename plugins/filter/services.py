@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -104,6 +105,7 @@ def service_components(
     secrets: Mapping[str, Mapping[str, str]],
     bind: str,
     edges: list[str],
+    fleet: list[str],
     drain_seconds: int,
     health_seconds: int,
 ) -> list[dict[str, Any]]:
@@ -114,7 +116,8 @@ def service_components(
         environments: `id` and `path` of each environment, by name.
         secrets: As `service_secrets` gives them.
         bind: Address that the services listen on.
-        edges: As `edge_addresses` gives them.
+        edges: As `peer_addresses` gives them for the edges.
+        fleet: As `peer_addresses` gives them for all hosts.
         drain_seconds: Seconds that a stopping service may take for what it has begun.
         health_seconds: Seconds that a starting service may take to pass its checks.
     """
@@ -187,6 +190,7 @@ def service_components(
                     # On loopback always: its health and metrics are there.
                     "listen": ",".join(f"{address}:@PORT@" for address in dict.fromkeys(("127.0.0.1", bind))),
                     "edges": edges,
+                    "rules": service_rules(name, service, edges, fleet),
                     "service": dict(service),
                     "exec_start": exec_start,
                     "notifies": native or bridged,
@@ -196,6 +200,54 @@ def service_components(
             }
         )
     return components
+
+
+def service_rules(name: str, service: Mapping[str, Any], edges: list[str], fleet: list[str]) -> list[str]:
+    """What nftables has to keep from a service and from others, where systemd's filter cannot: it knows no ports and no directions.
+
+    Args:
+        name: The service's name.
+        service: The service.
+        edges: As `peer_addresses` gives them for the edges.
+        fleet: As `peer_addresses` gives them for all hosts.
+
+    Returns:
+        Rules, each with its chain before it.
+    """
+    asks = f"meta skuid gatehouse-{name} ct state new"
+    rules = []
+    if service["loopback"] == "closed":
+        # It answers over loopback and asks nothing there but the resolver: others on this host trust what comes that way.
+        rules.append(f"output oif lo {asks} meta l4proto {{ tcp, udp }} th dport != 53 reject")
+    if refused := _refused(service["egress"], edges, fleet):
+        # Other hosts take what comes from an edge for Traefik's.
+        rules.append(f"output ip daddr {{ {', '.join(refused)} }} {asks} reject")
+    if edges:
+        # Who reaches it says who calls, so edges do alone.
+        own, *others = edges
+        rules.append(
+            f"input iif != lo ip daddr {own} ip saddr {{ {', '.join(others)} }} tcp dport @PORT@ accept"
+        )
+    if edges or (service["transport"] == "http" and service["egress"]):
+        # A server that is not ours may listen wider than it is told.
+        rules.append("input iif != lo tcp dport @PORT@ reject")
+    return rules
+
+
+def _refused(egress: list[str], edges: list[str], fleet: list[str]) -> list[str]:
+    """The other hosts that systemd lets a service reach, and that its `egress` does not name one by one.
+
+    No more than these, so that a host that joins the fleet is no new release of services that reach no host.
+    """
+    networks = [ipaddress.ip_network(entry) for entry in egress if entry not in ("any", "public")]
+    reached = {
+        address
+        for address in fleet[1:]
+        if {"any", "public"} & set(egress)
+        or address in edges
+        or any(ipaddress.ip_address(address) in network for network in networks)
+    }
+    return sorted(reached - {str(network[0]) for network in networks if network.num_addresses == 1})
 
 
 def _child_limits(service: Mapping[str, Any]) -> dict[str, str]:
@@ -223,9 +275,19 @@ def unlocked_packages(hosts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> l
     )
 
 
-def debian_packages(services: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The distribution's packages that the services of one host need."""
-    return sorted({package for service in services.values() for package in service["debian_packages"]})
+def debian_packages(
+    services: Mapping[str, Mapping[str, Any]], edges: list[str], fleet: list[str]
+) -> list[str]:
+    """The distribution's packages that the services of one host need.
+
+    Args:
+        services: The services of the host.
+        edges: As `peer_addresses` gives them for the edges.
+        fleet: As `peer_addresses` gives them for all hosts.
+    """
+    packages = {package for service in services.values() for package in service["debian_packages"]}
+    ruled = any(service_rules(name, service, edges, fleet) for name, service in services.items())
+    return sorted(packages | ({"nftables"} if ruled else set()))
 
 
 def systemd_command(arguments: list[str]) -> str:
@@ -253,14 +315,14 @@ def listen_address(host: str, viewers: list[str], hostvars: Mapping[str, Mapping
     return peer_address(host, others[0], hostvars) if others else "127.0.0.1"
 
 
-def edge_addresses(host: str, edges: list[str], hostvars: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Where requests to what `host` listens on for `edges` come from: `host` itself, and the others.
+def peer_addresses(host: str, viewers: list[str], hostvars: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where requests to what `host` listens on for `viewers` come from: `host` itself first, and the others.
 
     None where it listens on loopback.
     """
-    others = [edge for edge in edges if edge != host]
-    own = [listen_address(host, edges, hostvars)] if others else []
-    return own + [peer_address(edge, host, hostvars) for edge in others]
+    others = [viewer for viewer in viewers if viewer != host]
+    own = [listen_address(host, viewers, hostvars)] if others else []
+    return own + [peer_address(viewer, host, hostvars) for viewer in others]
 
 
 def backend_address(
@@ -412,10 +474,10 @@ class FilterModule:
             "client_secrets": client_secrets,
             "edge_services": edge_services,
             "endpoints": endpoints,
-            "edge_addresses": edge_addresses,
             "listen_address": listen_address,
             "openid_secrets": openid_secrets,
             "peer_address": peer_address,
+            "peer_addresses": peer_addresses,
             "service_components": service_components,
             "service_environments": service_environments,
             "service_secrets": service_secrets,

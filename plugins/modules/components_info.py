@@ -56,7 +56,9 @@ components:
   returned: always
 """
 
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +67,13 @@ from ansible_collections.gatehouse.mcp.plugins.module_utils.health import Unheal
 from ansible_collections.gatehouse.mcp.plugins.module_utils.slots import (
     Place,
     installed,
+    read,
     slot_port,
     systemctl,
 )
 
 UNIT_CHECK = {"name": "unit", "kind": "unit"}
+NFT = "/usr/sbin/nft"
 
 
 def describe(place: Place, slot: str) -> dict[str, Any]:
@@ -85,6 +89,7 @@ def describe(place: Place, slot: str) -> dict[str, Any]:
         "release": place.release(slot),
         "secrets_since": int(max(changed)) if changed else None,
         "checks": manifest["health"],
+        "table": f"{place.user}-{slot}" if NFT in (read(place.unit_file(slot)) or "") else None,
     }
 
 
@@ -98,6 +103,7 @@ def describe_unit(item: dict[str, Any]) -> dict[str, Any]:
         "release": release.readlink().name if release.is_symlink() else None,
         "secrets_since": int(secrets.stat().st_mtime) if item["secrets"] and secrets.exists() else None,
         "checks": [UNIT_CHECK, *http],
+        "table": None,
     }
 
 
@@ -117,7 +123,13 @@ def states(units: list[str]) -> dict[str, dict[str, Any]]:
     return {unit: known.get(unit, {"state": "unknown", "since": None}) for unit in units}
 
 
-def health(component: dict[str, Any]) -> dict[str, str]:
+def tables() -> set[str]:
+    """The names of the nftables tables that are in force."""
+    listed = subprocess.run([NFT, "list", "tables"], check=True, capture_output=True, text=True).stdout
+    return {line.split()[-1] for line in listed.splitlines()}
+
+
+def health(component: dict[str, Any], in_force: set[str]) -> dict[str, str]:
     """Run a component's checks; `ok` or what is wrong, by check."""
     said = {}
     for check in component["checks"]:
@@ -126,6 +138,9 @@ def health(component: dict[str, Any]) -> dict[str, str]:
             said[check["name"]] = "ok"
         except Unhealthy as fault:
             said[check["name"]] = str(fault)
+    # While it is down, it has none.
+    if said.get("unit") == "ok" and component["table"] not in (None, *in_force):
+        said["unit"] = f"its nftables rules are gone; systemctl reload {component['unit']}"
     return said
 
 
@@ -154,11 +169,13 @@ def main() -> None:
     for component in described.values():
         component |= state[component["unit"]]
     if module.params["checks"]:
+        in_force = tables() if any(component["table"] for component in described.values()) else set()
         with ThreadPoolExecutor(8) as pool:
-            for component, said in zip(described.values(), pool.map(health, described.values()), strict=True):
+            healths = pool.map(partial(health, in_force=in_force), described.values())
+            for component, said in zip(described.values(), healths, strict=True):
                 component["health"] = said
     for component in described.values():
-        del component["checks"]
+        del component["checks"], component["table"]
     module.exit_json(changed=False, components=described, endpoints=endpoints)
 
 

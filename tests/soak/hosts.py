@@ -3,8 +3,9 @@
     make soak-hosts        # boots a lab, rolls out, runs this, rolls out again, removes the lab
 
 A person's session is on one host, whichever edge a request comes by. While a service is away on one host, its people are told
-that their sessions are lost, and open new ones on the other; nobody else notices. A service answers edges alone, and asks them
-nothing. Prints what it has seen, and ends with an error at the first thing that is otherwise.
+that their sessions are lost, and open new ones on the other; nobody else notices. A service answers edges alone, and asks no
+other host, though it runs on an edge; Redis answers edges alone. Where somebody flushes the rules for this, `status` says so.
+Prints what it has seen, and ends with an error at the first thing that is otherwise.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import shlex
+import socket
 import ssl
 import subprocess
 import sys
@@ -36,6 +40,9 @@ PEOPLE = ("ana", "ben", "cem", "dia", "eva", "fin", "gus", "hal")
 NOTICED_SECONDS = 30
 BACK_SECONDS = 10
 AWAY = "gate3"
+# On an edge. They may reach nothing, everything, the network between the hosts, and everything public.
+SERVICES = ("echo", "open", "near", "wide")
+REDIS = 6379
 
 
 @dataclass
@@ -145,7 +152,8 @@ def away(people: list[Caller], edges: list[str]) -> list[str]:
     stopped = on(AWAY, f"{active} > /run/stopped && systemctl stop $(cat /run/stopped)")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     took = until(
-        lambda: {person.count(edges[0]) for person in people} <= {200, 404}, "sessions are there, or lost"
+        lambda: {person.count(edge) for person in people for edge in edges} <= {200, 404},
+        "sessions are there, or lost",
     )
     lost = [person for person in people if person.count(edges[1]) == 404]
     kept = [person for person in people if person not in lost]
@@ -167,27 +175,107 @@ def away(people: list[Caller], edges: list[str]) -> list[str]:
     return [person.name for person in lost]
 
 
-def closed(hosts: dict[str, str], edges: list[str]) -> None:
-    """Whoever reaches a service says who calls: nobody does but the edges."""
-    ports = on(
-        AWAY, "ss -Hltn | awk '{print $4}' | grep -v '^127\\|:22$' | sed 's/.*://' | sort -u"
-    ).stdout.split()
-    open_ports = [port for port in ports if port.isdecimal() and int(port) >= 20000]
-    assert len(open_ports) == 3, ports
-    for port in open_ports:
-        reach = f"timeout 3 bash -c '</dev/tcp/{hosts[AWAY]}/{port}'"
-        for edge in ("gate1", "gate2"):
-            assert on(edge, reach).returncode == 0, f"port {port} does not answer {edge}"
-        assert subprocess.run(reach, shell=True, capture_output=True, check=False).returncode != 0, (  # noqa: S602 - ours
-            f"port {port} answers who is no edge"
+def reached(host: str, *targets: tuple[str, int], service: str = "") -> list[tuple[str, int]]:
+    """Those addresses and ports to which root on a host, or a process of a service there, can open a connection."""
+    tries = [
+        f"(timeout 3 bash -c '</dev/tcp/{address}/{port}' && echo reached {number}) &"
+        for number, (address, port) in enumerate(targets)
+    ]
+    look = " ".join([*tries, "wait"])
+    if service:
+        # What systemd filters it filters for the unit's cgroup, and nftables for its user.
+        units = f"systemctl list-units --plain --no-legend --state=active 'gatehouse-{service}@*'"
+        cgroup = f"systemctl show --property=ControlGroup --value $({units} | cut -d' ' -f1)"
+        user = f"gatehouse-{service}"
+        look = (
+            f"echo $$ > /sys/fs/cgroup$({cgroup})/cgroup.procs && "
+            f"setpriv --reuid={user} --regid={user} --clear-groups sh -c {shlex.quote(look)}"
         )
-        # Where an operator asks after health and metrics.
-        look = f"timeout 3 bash -c '</dev/tcp/127.0.0.1/{port}'"
-        assert on(AWAY, look).returncode == 0, f"port {port} does not answer over loopback"
-    for user, expected in (("gatehouse-echo-stateful", False), ("root", True)):
-        asked = on(AWAY, f"runuser -u {user} -- timeout 3 bash -c '</dev/tcp/{edges[0]}/443'")
-        assert (asked.returncode == 0) == expected, f"{user}: {asked.stdout}"
-    print("three services answer edges and nobody else, and their users cannot ask an edge")
+    numbers = map(int, re.findall(r"reached (\d+)", on(host, look).stdout))
+    return [targets[number] for number in sorted(numbers)]
+
+
+def answers(address: str, port: int) -> bool:
+    """Whether an address answers this machine, which is no edge."""
+    with socket.socket() as asking:
+        asking.settimeout(3)
+        return asking.connect_ex((address, port)) == 0
+
+
+def ports_of(host: str) -> dict[str, int]:
+    """The port of each service on a host, where it runs now."""
+    shown = on(
+        host,
+        "for unit in $(systemctl list-units --plain --no-legend --state=active 'gatehouse-*@*' | cut -d' ' -f1); do"
+        ' echo $unit $(ss -Hltnp | grep "pid=$(systemctl show --property=MainPID --value $unit)," |'
+        " awk '{print $4}' | sed 's/.*://' | sort -u); done",
+    )
+    found = re.findall(r"^gatehouse-(\S+)@\w\.service (\d+)$", shown.stdout, re.MULTILINE)
+    return {service: int(port) for service, port in found if service != "auth"}
+
+
+def closed(hosts: dict[str, str]) -> None:
+    """Whoever reaches a service says who calls: nobody does but the edges."""
+    ports, on_edge = ports_of(AWAY), ports_of("gate2")
+    assert set(ports) == set(on_edge) == {*SERVICES, "echo-stateful"}, (ports, on_edge)
+    services = [(hosts[AWAY], port) for port in ports.values()]
+    redis = (hosts["gate1"], REDIS)
+    for edge in ("gate1", "gate2"):
+        assert reached(edge, *services, redis) == [*services, redis], f"{edge} is an edge, and is refused"
+    assert not [target for target in (*services, redis) if answers(*target)], "open to who is no edge"
+    assert reached(AWAY, redis) == [], "Redis answers who is no edge"
+    # Where an operator asks after health and metrics.
+    local = [("127.0.0.1", port) for port in ports.values()]
+    assert reached(AWAY, *local) == local
+    for host, address in (("gate1", "fd00::1"), (AWAY, "fd00::3")):
+        on(host, f"ip address replace {address}/64 dev host0 nodad")
+    assert reached("gate1", ("fd00::3", 22), ("fd00::3", ports["wide"])) == [("fd00::3", 22)], (
+        "open over IPv6"
+    )
+    for service in SERVICES:
+        # Over loopback it answers itself, so what else it does not reach is refused.
+        itself = ("127.0.0.1", on_edge[service])
+        asked = reached("gate2", itself, *services, redis, (hosts["gate1"], 443), service=service)
+        assert asked == [itself], f"{service} on an edge reaches {asked}"
+        itself = ("127.0.0.1", ports[service])
+        asked = reached(AWAY, itself, redis, (hosts["gate1"], 443), service=service)
+        assert asked == [itself], f"{service} reaches {asked}"
+    print(
+        f"{len(ports)} services and Redis answer edges and nobody else; services on an edge ask no other host"
+    )
+
+
+def flushed(hosts: dict[str, str]) -> None:
+    """Somebody loads the host's own rules, and ours go with what was there."""
+    service = (hosts[AWAY], ports_of(AWAY)["open"])
+    assert on(AWAY, "nft flush ruleset").returncode == 0
+    assert answers(*service)
+    status = subprocess.run(
+        ["ansible-playbook", "status.yml", "-i", "inventory/lab", "-e", "@tests/soak/hosts-site.yml"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = re.findall(
+        r"its nftables rules are gone; (systemctl reload gatehouse-\S+\.service)", status.stdout
+    )
+    assert status.returncode != 0, status.stdout[-3000:]
+    assert len(set(said)) == len(SERVICES) + 1, status.stdout[-3000:]
+    assert on(AWAY, "; ".join(sorted(set(said)))).returncode == 0
+    assert not answers(*service)
+    running = "systemctl show --property=MainPID --value 'gatehouse-*@*'"
+    before = on(AWAY, running).stdout
+    assert on(AWAY, "systemctl start nftables && systemctl reload nftables").returncode == 0
+    until(lambda: not answers(*service), "the rules are back after a reload")
+    assert on(AWAY, running).stdout == before
+    assert on(AWAY, "systemctl restart nftables").returncode == 0
+    assert not answers(*service)
+    until(lambda: reached("gate1", service) == [service], "the services are back after a restart")
+    assert not answers(*service)
+    # Traefik asks after them again.
+    time.sleep(BACK_SECONDS)
+    print("rules that were flushed: status names the units; nftables' own reload and restart bring them back")
 
 
 def main() -> None:
@@ -215,7 +303,8 @@ def main() -> None:
             }
             people.append(Caller(name, options.domain, http, tokens))
         sessions(people, edges)
-        closed(hosts, edges)
+        closed(hosts)
+        flushed(hosts)
         # Twice: who had gone has come back.
         assert away(people, edges) == away(people, edges)
 

@@ -48,10 +48,10 @@ def service(name: str) -> dict[str, Any]:
 
 
 def unit(name: str, edges: list[str] | None = None) -> list[str]:
-    """The lines of an entry's unit."""
+    """The lines of an entry's unit, on a host of its own or beside edges."""
     wanted = {name: service(name)}
     environments = {item["name"]: {"id": "i", "path": "/e"} for item in service_environments(wanted, {})}
-    [component] = service_components(wanted, environments, {}, "127.0.0.1", edges or [], 20, 45)
+    [component] = service_components(wanted, environments, {}, "127.0.0.1", edges or [], edges or [], 20, 45)
     role = ROOT / "roles" / "mcp_service"
     templates = jinja2.Environment(trim_blocks=True, autoescape=False)  # noqa: S701 (a unit is no page)
     templates.filters["gatehouse.mcp.systemd_command"] = " ".join
@@ -60,6 +60,14 @@ def unit(name: str, edges: list[str] | None = None) -> list[str]:
         **component["vars"], **yaml.safe_load((role / "vars" / "main.yml").read_text()), role_path=str(role)
     )
     return rendered.splitlines()
+
+
+def loaded(lines: list[str]) -> list[str]:
+    """The nftables rules that a unit loads when it starts."""
+    commands = [line for line in lines if line.startswith("ExecStartPre=+/usr/sbin/nft")]
+    table = re.compile(r"add rule inet gatehouse-[\w-]+-@SLOT@ (.+)")
+    parts = [part for command in commands for part in command.removesuffix('"').split("; ")]
+    return [found[1] for part in parts if (found := table.fullmatch(part))]
 
 
 @pytest.mark.parametrize("name", sorted(CATALOGUE))
@@ -125,15 +133,13 @@ def test_a_sandbox_opens_what_is_needed_and_no_more(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(CATALOGUE))
 def test_whoever_runs_what_a_model_writes_or_a_page_says_reaches_nothing_over_loopback(name: str) -> None:
     """Others on the host trust loopback, and systemd's filter cannot close it to a service that answers there."""
-    lines = unit(name)
-    closed = [line for line in lines if line.startswith("ExecStartPre=+/usr/sbin/nft") and "rule" in line]
+    ruleset = loaded(unit(name))
     if name in ("fetch", "playwright"):
-        assert len(closed) == 1
-        assert f"oif lo meta skuid gatehouse-{name} ct state new" in closed[0]
-        assert closed[0].endswith('reject"')
-        assert "nftables" in CATALOGUE[name]["packages"]
+        [rule] = ruleset
+        assert f"output oif lo meta skuid gatehouse-{name} ct state new" in rule
+        assert rule.endswith("reject")
     else:
-        assert not closed
+        assert not ruleset
     if name == "tmux":
         command = CATALOGUE[name]["command"]
         assert command[0] == "/usr/bin/bwrap"
@@ -146,21 +152,31 @@ def test_whoever_runs_what_a_model_writes_or_a_page_says_reaches_nothing_over_lo
 def test_where_edges_are_other_hosts_a_service_answers_them_alone(name: str) -> None:
     """Who reaches it says who calls."""
     lines = unit(name, ["10.0.0.3", "10.0.0.1", "10.0.0.2"])
-    rules = [line for line in lines if line.startswith("ExecStartPre=+/usr/sbin/nft") and "rule" in line]
+    rules = loaded(lines)
+    asks = f"meta skuid gatehouse-{name} ct state new"
+    assert rules[-3:] == [
+        f"output ip daddr {{ 10.0.0.1, 10.0.0.2 }} {asks} reject",
+        "input iif != lo ip daddr 10.0.0.3 ip saddr { 10.0.0.1, 10.0.0.2 } tcp dport @PORT@ accept",
+        "input iif != lo tcp dport @PORT@ reject",
+    ]
     assert any(
-        "input iif != lo tcp dport @PORT@ ip saddr != { 10.0.0.3, 10.0.0.1, 10.0.0.2 } reject" in rule
-        for rule in rules
+        "localhost 10.0.0.3 10.0.0.1 10.0.0.2" in line for line in lines if line.startswith("IPAddress")
     )
-    filtered = [line for line in lines if line.startswith("IPAddress")]
-    if filtered:
-        assert any("localhost 10.0.0.3 10.0.0.1 10.0.0.2" in line for line in filtered)
-        assert any(
-            f"output ip daddr {{ 10.0.0.1, 10.0.0.2 }} meta skuid gatehouse-{name} ct state new reject"
-            in rule
-            for rule in rules
-        )
     assert f'ExecStopPost=-+/usr/sbin/nft "delete table inet gatehouse-{name}-@SLOT@"' in lines
     assert not any("nft" in line for line in unit(name)) or name in ("fetch", "playwright")
+
+
+def test_rules_come_back_when_the_host_s_own_are_loaded_anew() -> None:
+    """Debian's begin with `flush ruleset`."""
+    lines = unit("echo", ["10.0.0.3", "10.0.0.1"])
+    assert {
+        "After=nftables.service",
+        "PartOf=nftables.service",
+        "ReloadPropagatedFrom=nftables.service",
+    } <= set(lines)
+    [start] = [line for line in lines if line.startswith("ExecStartPre=")]
+    assert start.replace("ExecStartPre=", "ExecReload=") in lines
+    assert not any("nftables" in line for line in unit("echo"))
 
 
 def test_a_page_runs_in_the_browser_s_own_sandbox_and_nobody_beside_it() -> None:

@@ -645,6 +645,20 @@ def test_info(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "health" not in host.info()["components"]["one"]
 
 
+def test_info_sees_that_the_rules_of_a_unit_were_flushed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    up = [{"name": "unit", "kind": "unit"}]
+    ruled = '[Service]\nExecStartPre=+/usr/sbin/nft "…"\n'
+    serve(host, wanted(unit=ruled, health=up), wanted("two", port=20040, health=up))
+    monkeypatch.setattr(components_info, "run_check", lambda *_: None)
+    for in_force, said in (
+        ({"gatehouse-one-a"}, "ok"),
+        ({"gatehouse-one-b"}, "its nftables rules are gone; systemctl reload gatehouse-one@a.service"),
+    ):
+        monkeypatch.setattr(components_info, "tables", lambda known=in_force: known)
+        known = host.info(checks=True)["components"]
+        assert (known["one"]["health"]["unit"], known["two"]["health"]["unit"]) == (said, "ok")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -13,14 +13,15 @@ from ansible_collections.gatehouse.mcp.plugins.filter.services import (
     backend_address,
     client_secrets,
     debian_packages,
-    edge_addresses,
     edge_services,
     endpoints,
     listen_address,
     openid_secrets,
     peer_address,
+    peer_addresses,
     service_components,
     service_environments,
+    service_rules,
     service_secrets,
     systemd_command,
     unlocked_packages,
@@ -61,13 +62,14 @@ def components(**services: dict[str, Any]) -> list[dict[str, Any]]:
     environments = {
         item["name"]: {"id": item["name"] + "-id", "path": "/e/" + item["name"]} for item in wanted
     }
-    return service_components(services, environments, {"x": {"TOKEN": "s"}}, "127.0.0.1", [], 20, 45)
+    return service_components(services, environments, {"x": {"TOKEN": "s"}}, "127.0.0.1", [], [], 20, 45)
 
 
 def test_where_edges_are_other_hosts_a_service_listens_for_them_and_on_loopback() -> None:
     services = {"own": {**HTTP, "command": ["/usr/bin/server", "{address}:{port}"]}, "x": NATIVE}
     environments = {item["name"]: {"id": "i", "path": "/e"} for item in service_environments(services, {})}
-    own, x = service_components(services, environments, {}, "10.0.0.1", ["10.0.0.1", "10.0.0.2"], 20, 45)
+    edges = ["10.0.0.1", "10.0.0.2"]
+    own, x = service_components(services, environments, {}, "10.0.0.1", edges, edges, 20, 45)
     assert own["vars"]["exec_start"] == ["/usr/bin/server", "10.0.0.1:@PORT@"]
     assert x["vars"]["listen"] == "127.0.0.1:@PORT@,10.0.0.1:@PORT@"
     assert {check.get("url", "").rpartition("/")[0] for check in x["health"]} == {
@@ -113,7 +115,7 @@ def test_peoples_own_secrets_are_one_credential_and_nowhere_else() -> None:
     assert json.loads(secrets["x"]["per_user.json"]) == {"Ana": {"T": "anas own"}, "bob": {"T": "bobs own"}}
     service = {**STDIO, "secret_names": ["URL"], "personal_secret_names": ["T"]}
     environments = {name: {"id": name, "path": f"/e/{name}"} for name in ("bridge", "service-x")}
-    [component] = service_components({"x": service}, environments, secrets, "127.0.0.1", [], 20, 45)
+    [component] = service_components({"x": service}, environments, secrets, "127.0.0.1", [], [], 20, 45)
     assert component["vars"]["credential_names"] == ["URL", "per_user.json"]
     assert component["credentials"].keys() == {"URL", "per_user.json"}
     assert json.loads(component["env"]["GATEHOUSE_BRIDGE_SECRETS_PER_USER"]) == ["T"]
@@ -181,7 +183,51 @@ def test_debian_packages_are_named_once() -> None:
         "b": {**NPM, "debian_packages": ["git"]},
         "c": NATIVE,
     }
-    assert debian_packages(services) == ["curl", "git"]
+    assert debian_packages(services, [], []) == ["curl", "git"]
+    # Where a service has rules.
+    assert debian_packages(services, ["10.0.0.1", "10.0.0.2"], []) == ["curl", "git", "nftables"]
+    assert debian_packages({"x": {**STDIO, "loopback": "closed"}}, [], []) == ["nftables"]
+
+
+def rules(service: dict[str, Any], edges: list[str], fleet: list[str], chain: str) -> list[str]:
+    return [rule for rule in service_rules("x", service, edges, fleet) if rule.startswith(chain)]
+
+
+# covers: edges
+@pytest.mark.parametrize(
+    ("egress", "refused"),
+    [
+        # Systemd lets it answer the edges, so it could ask them too.
+        ([], "10.0.0.1"),
+        (["192.0.2.0/24"], "10.0.0.1"),
+        (["10.0.0.0/8", "fd00::/8"], "10.0.0.1, 10.0.0.2, 10.0.0.4"),
+        (["any"], "10.0.0.1, 10.0.0.2, 10.0.0.4"),
+        (["public"], "10.0.0.1, 10.0.0.2, 10.0.0.4"),
+        # What is named one by one is meant.
+        (["any", "10.0.0.4"], "10.0.0.1, 10.0.0.2"),
+        (["10.0.0.1"], None),
+    ],
+)
+def test_a_service_asks_no_other_host_of_the_fleet(egress: list[str], refused: str | None) -> None:
+    """Above all not from an edge, whom the others believe."""
+    fleet = ["10.0.0.3", "10.0.0.4", "10.0.0.2", "10.0.0.1"]
+    for edges in (["10.0.0.3", "10.0.0.1"], []) if refused != "10.0.0.1" else (["10.0.0.3", "10.0.0.1"],):
+        found = rules({**NATIVE, "egress": egress}, edges, fleet, "output")
+        wanted = f"output ip daddr {{ {refused} }} meta skuid gatehouse-x ct state new reject"
+        assert found == ([wanted] if refused else [])
+
+
+# covers: edges
+def test_a_server_that_listens_wider_than_it_is_told_is_reached_by_edges_alone() -> None:
+    wide = {**HTTP, "egress": ["public"]}
+    closed = "input iif != lo tcp dport @PORT@ reject"
+    assert rules(wide, [], [], "input") == [closed]
+    assert rules(wide, ["10.0.0.3", "10.0.0.1"], [], "input") == [
+        "input iif != lo ip daddr 10.0.0.3 ip saddr { 10.0.0.1 } tcp dport @PORT@ accept",
+        closed,
+    ]
+    # Systemd's filter lets in loopback alone.
+    assert service_rules("x", HTTP, [], []) == []
 
 
 def test_an_http_service_runs_itself() -> None:
@@ -222,9 +268,9 @@ def test_addresses_come_from_one_place() -> None:
     assert peer_address("h3", "h1", HOSTVARS) == "h3"
     assert listen_address("h1", ["h1"], HOSTVARS) == "127.0.0.1"
     assert listen_address("h1", ["h1", "h2"], HOSTVARS) == "10.0.0.1"
-    assert edge_addresses("h1", ["h1"], HOSTVARS) == []
-    assert edge_addresses("h1", ["h1", "h2"], HOSTVARS) == ["10.0.0.1", "192.0.2.2"]
-    assert edge_addresses("h1", ["h2", "h3"], HOSTVARS) == ["10.0.0.1", "192.0.2.2", "h3"]
+    assert peer_addresses("h1", ["h1"], HOSTVARS) == []
+    assert peer_addresses("h1", ["h1", "h2"], HOSTVARS) == ["10.0.0.1", "192.0.2.2"]
+    assert peer_addresses("h1", ["h2", "h3"], HOSTVARS) == ["10.0.0.1", "192.0.2.2", "h3"]
     assert backend_address("h1", "h1", ["h1", "h2"], HOSTVARS) == "10.0.0.1"
     assert backend_address("h1", "h1", ["h1"], HOSTVARS) == "127.0.0.1"
 

@@ -33,11 +33,11 @@ TOOLS = ["echo", "whoami", "headers", "token", "timing", "cors", "negotiation", 
 ACCEPT = {"Accept": "application/json, text/event-stream"}
 
 
-def environment(port: int, **changes: str) -> dict[str, str]:
+def environment(port: int, listen: str = "127.0.0.1:{port}", **changes: str) -> dict[str, str]:
     return {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": os.pathsep.join(sys.path),
-        "GATEHOUSE_LISTEN": f"127.0.0.1:{port}",
+        "GATEHOUSE_LISTEN": listen.format(port=port),
         "GATEHOUSE_SERVICE": "echo",
         "GATEHOUSE_PUBLIC_URL": "https://echo.example.com/mcp",
         **changes,
@@ -351,6 +351,12 @@ def test_wrong_configuration_is_named_and_never_quoted() -> None:
     assert "GATEHOUSE_LISTEN: must be an address" in done.stderr
     assert "GATEHOUSE_PUBLIC_URL: must be the URL" in done.stderr
     assert "tell-no-one" not in done.stderr + done.stdout
+
+
+def test_an_address_may_come_up_later() -> None:
+    """As that of WireGuard does after a boot."""
+    with running(listen="127.0.0.1:{port},192.0.2.1:{port}") as url:
+        assert httpx.get(f"{url}/health").status_code == 200
 
 
 def test_systemd_learns_of_start_life_and_end(tmp_path: Path) -> None:

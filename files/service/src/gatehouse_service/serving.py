@@ -14,6 +14,8 @@ from gatehouse_service.configuration import stop
 # Longer than Traefik keeps an idle connection (90 s), so that it never writes into one that is closing.
 KEEP_ALIVE_SECONDS = 120
 BACKLOG = 4096
+# ip(7); Python has no name for it.
+IP_FREEBIND = 15
 
 
 class _Server(uvicorn.Server):
@@ -80,5 +82,7 @@ def serve(
 def _listen(host: str, port: int) -> socket.socket:
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # The network between the hosts (WireGuard) may come up later.
+    bound.setsockopt(socket.SOL_IP, IP_FREEBIND, 1)
     bound.bind((host, port))
     return bound
