@@ -30,12 +30,14 @@ SUBSCRIPTION_KEY = f"{PREFIX}subscriptionId"
 HANDSHAKE_SECONDS = 60.0
 # A server of the older age that does not answer what it does not know is waited for no longer, once.
 DISCOVER_SECONDS = 10.0
-# Progress may be told after the answer (tasks of 2025-11-25), so tokens outlive their requests.
+# Progress may be told after the answer (tasks of 2025-11-25), so so many tokens outlive their requests.
 TOKENS_KEPT = 1024
 # Requests of a child that its client may still answer.
 ASKED_KEPT = 1024
 # A child that floods rubbish gets its faults logged now and then only.
 RUBBISH_LOGGED = 20
+
+MALFORMED = "The MCP server's answer is malformed"
 
 # The id of a response that was too long to be read: it stands at one end in every SDK's output.
 _ID_AT_HEAD = re.compile(rb'\A\s*\{\s*"jsonrpc"\s*:\s*"2\.0"\s*,\s*"id"\s*:\s*(\d+)\s*,')
@@ -83,6 +85,18 @@ class Call:
     stream: Stream
     uri: str | None
     since: float
+    # What he calls its progress by, as text; None where he does not ask for it.
+    token: str | None
+
+
+def progress_token(message: Message) -> str | None:
+    """The text of a request's progress token, None where it has none. What is no token goes to the child as it is.
+
+    Raises:
+        MessageError: it is a number that cannot be written.
+    """
+    token = message.meta.get("progressToken")
+    return jsonrpc.dump(token) if type(token) in (str, int, float) else None
 
 
 def _nobody_to_ask(_child: "Child", _id: str, _message: Message) -> bool:
@@ -216,6 +230,7 @@ class Child:
 
         Raises:
             ChildError: it cannot take the request.
+            MessageError: nor could any.
         """
         call, text = self._begin(client, message, stream, without)
         if text:
@@ -232,7 +247,12 @@ class Child:
     def request_now(
         self, client: Client, message: Message, stream: Stream, without: frozenset[str] = frozenset()
     ) -> Call:
-        """The same as `request` for a child whose process is `ready`."""
+        """The same as `request` for a child whose process is `ready`.
+
+        Raises:
+            ChildError: it is gone.
+            MessageError: no child could take the request.
+        """
         call, text = self._begin(client, message, stream, without)
         if text:
             self.process.write_now(text)
@@ -241,7 +261,12 @@ class Child:
     def _begin(
         self, client: Client, message: Message, stream: Stream, without: frozenset[str]
     ) -> tuple[Call, str]:
-        """Note a request, and make the text that the child gets; it is empty where the answer is known."""
+        """Note a request, and make the text that the child gets; it is empty where the answer is known.
+
+        Raises:
+            ChildError: it is gone.
+            MessageError: the message cannot be changed as it has to be; nothing is noted.
+        """
         if not self.process.usable:
             raise self._gone()
         number = self._next()
@@ -254,33 +279,32 @@ class Child:
             stream,
             str(uri) if uri else None,
             time.monotonic(),
+            progress_token(message),
         )
+        # First the text: a message that cannot be changed leaves nothing behind.
+        edits: dict[tuple[str, ...], str] = {}
+        if without:
+            meta = {name: value for name, value in message.meta.items() if name not in without}
+            edits["params", "_meta"] = jsonrpc.dump(
+                meta if call.token is None else meta | {"progressToken": number}
+            )
+        elif call.token is not None:
+            edits["params", "_meta", "progressToken"] = str(number)
+        text = message.edited({("id",): str(number)} | edits) if edits else message.with_id(str(number))
         if call.method == "resources/unsubscribe" and call.uri and not self.unsubscribe(client, call.uri):
             stream.put(jsonrpc.result(call.id, {}), final=True)
             return call, ""
-        edits: dict[tuple[str, ...], str] = {}
-        token = message.meta.get("progressToken")
-        if token is not None:
-            edits["params", "_meta", "progressToken"] = str(number)
-            self._tokens[number] = (client, jsonrpc.dump(token))
-            if len(self._tokens) > TOKENS_KEPT:
-                del self._tokens[next(iter(self._tokens))]
-        if without:
-            meta = {name: value for name, value in message.meta.items() if name not in without}
-            edits.pop(("params", "_meta", "progressToken"), None)
-            edits["params", "_meta"] = jsonrpc.dump(
-                meta if token is None else meta | {"progressToken": number}
-            )
         self.calls[number] = call
         self._metrics.waiting += 1
-        if not edits:
-            return call, message.with_id(str(number))
-        return call, message.edited({("id",): str(number)} | edits)
+        return call, text
 
     def heard(self, client: Client, message: Message) -> str:
         """Note a notification or a response of a client; what of it the child is to be told, empty where nothing.
 
         A response to what the child did not ask is dropped.
+
+        Raises:
+            MessageError: it says twice what it cancels; nothing is noted.
         """
         if message.is_response:
             if message.id is None or self._asked.get(message.id) is not client:
@@ -293,14 +317,14 @@ class Child:
                 (call for call in self.calls.values() if call.client is client and call.id == identifier),
                 None,
             )
-            if call is None or call.method == "initialize":
+            if place is None or call is None or call.method == "initialize":
                 return ""
             self._finish(call.number)
             # Some servers answer a cancelled request and some do not; the stream has to end.
             call.stream.put(
                 jsonrpc.error(call.id, jsonrpc.REQUEST_CANCELLED, "Request cancelled"), final=True
             )
-            return message.edited({("params", "requestId"): str(call.number)})
+            return jsonrpc.splice(message.text, [(place.start, place.end, str(call.number))])
         elif self.shared and message.method == "notifications/initialized":
             return ""
         return message.text
@@ -386,6 +410,10 @@ class Child:
         if call is not None:
             self.idle_since = time.monotonic()
             self._metrics.waiting -= 1
+            if call.token is not None:
+                self._tokens[number] = (call.client, call.token)
+                if len(self._tokens) > TOKENS_KEPT:
+                    del self._tokens[next(iter(self._tokens))]
         return call
 
     def _gone(self) -> ChildError:
@@ -406,17 +434,16 @@ class Child:
             return
         try:
             message = Message.parse(line)
+            if message.is_response:
+                self._response(message)
+            elif message.is_request:
+                self._request(message)
+            elif message.method == "notifications/progress":
+                self._progress(message)
+            else:
+                self._notification(message)
         except MessageError as error:
             self._reject(len(line), error.code)
-            return
-        if message.is_response:
-            self._response(message)
-        elif message.is_request:
-            self._request(message)
-        elif message.method == "notifications/progress":
-            self._progress(message)
-        else:
-            self._notification(message)
 
     def _response(self, message: Message) -> None:
         identifier = message.id or ""
@@ -433,16 +460,16 @@ class Child:
         seconds = time.monotonic() - call.since
         if call.method == "resources/subscribe" and call.uri and "result" in message.values:
             self.subscribe(call.client, call.uri)
-        if call.method == "subscriptions/listen":
-            edits = {("id",): call.id, ("result", "_meta", SUBSCRIPTION_KEY): call.id}
-            text = message.edited(edits)
-        else:
-            text = message.with_id(call.id)
-        if call.method == "tools/list" and call.client.permit is not None:
-            try:
+        try:
+            if call.method == "subscriptions/listen":
+                text = message.edited({("id",): call.id, ("result", "_meta", SUBSCRIPTION_KEY): call.id})
+            else:
+                text = message.with_id(call.id)
+            if call.method == "tools/list" and call.client.permit is not None:
                 text = call.client.permit.listed(text)
-            except MessageError as error:
-                text = jsonrpc.error(call.id, error.code, str(error))
+        except MessageError:
+            # Whoever waits is answered whatever the child writes.
+            text = jsonrpc.error(call.id, jsonrpc.INTERNAL_ERROR, MALFORMED)
         call.stream.put(text, final=True)
         self._metrics.answered(call.method, seconds)
 
@@ -462,18 +489,19 @@ class Child:
 
     def _progress(self, message: Message) -> None:
         number = message.param("progressToken")
-        owner = self._tokens.get(number) if isinstance(number, int) else None
-        if owner is None:
+        # True is equal to 1, and no number of ours.
+        if type(number) is not int:
             return
-        client, token = owner
         call = self.calls.get(number)
-        text = message.edited({("params", "progressToken"): token})
-        client.receive("notifications/progress", text, call.stream if call else None)
+        client, token = (call.client, call.token) if call else self._tokens.get(number, (None, None))
+        if client is not None and token is not None:
+            text = message.edited({("params", "progressToken"): token})
+            client.receive("notifications/progress", text, call.stream if call else None)
 
     def _notification(self, message: Message) -> None:
         subscription = message.meta.get(SUBSCRIPTION_KEY) if self.modern else None
         if subscription is not None:
-            call = self.calls.get(subscription) if isinstance(subscription, int) else None
+            call = self.calls.get(subscription) if type(subscription) is int else None
             if call is not None:
                 call.stream.put(message.edited({("params", "_meta", SUBSCRIPTION_KEY): call.id}))
             return

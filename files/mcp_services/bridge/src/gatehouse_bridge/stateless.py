@@ -12,6 +12,7 @@ from typing import Any
 from gatehouse_bridge import jsonrpc
 from gatehouse_bridge.child import (
     CAPABILITIES_KEY,
+    MALFORMED,
     PREFIX,
     PROTOCOL_VERSIONS,
     SUBSCRIPTION_KEY,
@@ -21,7 +22,7 @@ from gatehouse_bridge.child import (
     Child,
 )
 from gatehouse_bridge.http import Request
-from gatehouse_bridge.jsonrpc import Member, Message
+from gatehouse_bridge.jsonrpc import Member, Message, MessageError
 from gatehouse_bridge.stream import Stream
 from gatehouse_bridge.tools import Permit
 
@@ -212,6 +213,12 @@ class Exchange:
 
     def finish(self, text: str) -> tuple[int, str]:
         """A child's answer as this age has it, and its HTTP status."""
+        try:
+            return self._finished(text)
+        except MessageError:
+            return 200, jsonrpc.error(self._message.id, jsonrpc.INTERNAL_ERROR, MALFORMED)
+
+    def _finished(self, text: str) -> tuple[int, str]:
         members, _ = jsonrpc.scan_object(text)
         identifier = members["id"]
         if text[identifier.start : identifier.end] != self._message.id:
