@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from conftest import NASTY, Bridge, alive, answer, descendants, environment, eventually
+from conftest import META, NASTY, Bridge, alive, answer, descendants, environment, eventually
 
 Start = Callable[..., Bridge]
 
@@ -90,6 +90,37 @@ async def test_a_flood_that_nobody_reads_is_forgotten(start: Start) -> None:
     async with session.stream(after=events.ids[0]) as resumed:
         messages = await resumed.rest()
     assert messages[-1]["id"] == 9
+
+
+def nagging(method: str, count: int, **more: int) -> dict[str, Any]:
+    meta = META | {"io.modelcontextprotocol/clientCapabilities": {"elicitation": {}}}
+    return {"name": "nag", "arguments": {"method": method, "count": count, **more}, "_meta": meta}
+
+
+# covers: crash
+@pytest.mark.parametrize(
+    "call",
+    [
+        nagging("ping", 100_000, name_size=1000),
+        nagging("ping", 150, name_size=1_000_000),
+        nagging("elicitation/create", 150, size=1_000_000),
+    ],
+)
+async def test_a_flood_of_questions_takes_no_memory(start: Start, call: dict[str, Any]) -> None:
+    bridge = start(BRIDGE_WARM=0)
+    assert "result" in answer(await bridge.stateless("tools/call", call))
+    eventually(lambda: "nagged" in bridge.log)
+    memory = int(Path(f"/proc/{bridge.process.pid}/status").read_text().partition("VmHWM:")[2].split()[0])
+    assert memory < 120_000
+
+
+async def test_so_many_questions_wait_and_no_more(start: Start) -> None:
+    bridge = start()
+    call = nagging("elicitation/create", 100, pause=60)
+    first = (await bridge.stateless("tools/call", call)).json()["result"]
+    eventually(lambda: "nagged" in bridge.log)
+    again = await bridge.stateless("tools/call", call | {"requestState": first["requestState"]})
+    assert len(again.json()["result"]["inputRequests"]) == 64
 
 
 async def test_a_deaf_child_hurts_no_other(start: Start) -> None:
@@ -183,6 +214,70 @@ async def test_sessions_that_share_a_child_do_not_mix(start: Start) -> None:
     # One's session ends; the child, and what it does for others, goes on. The server is told of the cancelled only.
     seen = json.loads(await ana.call("seen"))
     assert [m["method"] for m in seen if "method" in m].count("initialize") == 1
+
+
+# covers: crash
+async def test_a_child_that_says_a_name_twice_hurts_nobody(start: Start) -> None:
+    bridge = start(BRIDGE_ISOLATION="shared")
+    ana, bob = await bridge.open("ana"), await bridge.open("bob")
+    slow = asyncio.create_task(bob.post(bob.tool("sleep", seconds=1)))
+    # What need not be changed goes through.
+    assert (await ana.post(ana.tool("twice", token="t"))).text.endswith(
+        '"result":{"content":[],"x":1,"x":2}}'
+    )
+    response = await bridge.stateless("tools/call", {"name": "twice", "arguments": {}})
+    assert response.status_code == 200
+    assert response.json()["error"]["code"] == -32603
+    assert "result" in answer(await slow)
+    assert len([event for event in bridge.events if event["event"] == "child_rubbish"]) == 1
+    assert not [event for event in bridge.events if event["event"] == "fault"]
+
+
+async def test_what_nobody_can_be_told_to_be_meant_by_is_told_to_nobody(start: Start) -> None:
+    bridge = start(BRIDGE_ISOLATION="shared")
+    ana, bob = await bridge.open("ana"), await bridge.open("bob")
+    await ana.call("later", seconds=0.3, text="ana's own")
+    async with bob.stream(bob.tool("sleep", seconds=1)) as events:
+        assert ["result" in message for message in await events.rest()] == [True]
+    # Not even when she has gone and he is alone.
+    await ana.call("later", seconds=0.3, text="ana's own")
+    assert await ana.delete() == 204
+    async with bob.stream() as own:
+        await asyncio.sleep(0.6)
+        assert await bob.delete() == 204
+        assert await own.rest() == []
+
+
+async def test_progress_of_a_long_call_is_told_whatever_others_call(start: Start) -> None:
+    bridge = start(BRIDGE_ISOLATION="shared")
+    ana, bob = await bridge.open("ana"), await bridge.open("bob")
+    async with ana.stream(ana.tool("progress", token="t", steps=2, pause=8)) as events:
+        assert (await events.next())["params"]["progress"] == 1
+        for _ in range(1100):
+            await bob.post(bob.tool("echo", token="t", text="x"))
+        assert (await events.next())["params"] == {"progressToken": "t", "progress": 2, "total": 2}
+
+
+async def test_subscriptions_on_a_shared_child(start: Start) -> None:
+    bridge = start(BRIDGE_ISOLATION="shared")
+    ana, bob = await bridge.open("ana"), await bridge.open("bob")
+
+    def about(session: Any, method: str, uri: str) -> Any:
+        return session.post({"id": 1, "method": f"resources/{method}", "params": {"uri": uri}})
+
+    # She is there from her request on: his leaving does not end what is about to begin.
+    beginning = asyncio.create_task(about(ana, "subscribe", "test://slow"))
+    await asyncio.sleep(0.4)
+    assert "result" in answer(await about(bob, "unsubscribe", "test://slow"))
+    assert "result" in answer(await beginning)
+    assert "resources/unsubscribe" not in await bob.call("seen")
+    # An update may be about what lies below (MCP 2025-11-25, resources).
+    await about(ana, "subscribe", "test://folder/")
+    uris = ["test://other", "test://slower", "test://slow", "test://slow/part", "test://folder/file"]
+    async with ana.stream() as events:
+        await bob.call("changed", uris=uris)
+        heard = [await events.next() for _ in range(4)]
+    assert [message["params"].get("uri") for message in heard[1:]] == uris[2:]
 
 
 async def test_a_shared_child_that_asks_is_told_that_nobody_is_there(start: Start) -> None:

@@ -363,9 +363,11 @@ class App:
             await self._failed(request, error, message.id)
             return
         session = self._open(request, child, user)
-        await self._in_session(request, session, message)
-        if not session.version:
-            self._close(session, "not_initialized")
+        try:
+            await self._in_session(request, session, message)
+        finally:
+            if not session.version:
+                self._close(session, "not_initialized")
 
     def _open(self, request: Request, child: Child, user: str) -> Session:
         session = Session(child, user, self._lost)
@@ -603,7 +605,9 @@ class App:
     ) -> Child:
         if self._pool.existing(key, modern) is None:
             self._make_room(user)
-        return await self._pool.joint(key, user, offered or {}, modern)
+        child = await self._pool.joint(key, user, offered or {}, modern)
+        child.one_client = self._isolation == "per_session"
+        return child
 
     def _permit(self, request: Request) -> Permit | None:
         if not self._tools.restrict:
