@@ -345,6 +345,23 @@ async def test_what_a_child_gets_and_what_it_does_not(start: Start, tmp_path: Pa
     assert "tell-no-one" not in bridge.log
 
 
+async def test_no_part_of_a_secret_is_logged(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "PEM").write_text("-----BEGIN-----\ntell-nobody-one\ntell-nobody-two\n-----END-----\n")
+    (tmp_path / "TOKEN").write_text("tell-no-one-ä-0123456789")
+    bridge = start(BRIDGE_SECRETS=["PEM", "TOKEN"], CREDENTIALS=str(tmp_path))
+    session = await bridge.open()
+    await session.call("say", text=(tmp_path / "PEM").read_text())
+    # Of a line that is too long the first 512 bytes are logged.
+    for shown in (0, 1, 12, 13, 14, 20):
+        await session.call("say", text="x" * (512 - shown) + "tell-no-one-ä-0123456789" + "y" * 5000)
+    await session.call("say", text="the end")
+    eventually(lambda: "the end" in bridge.log)
+    said = [event["text"] for event in bridge.events if event["event"] == "child_stderr"]
+    assert said[:4] == ["***"] * 4
+    assert said[4] == "x" * 512
+    assert said[5:10] == ["x" * (512 - shown) + "***" for shown in (1, 12, 13, 14, 20)]
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
