@@ -17,6 +17,7 @@ answers: dict[str, Any] = {}
 answered = threading.Condition()
 seen: list[dict[str, Any]] = []
 deaf = threading.Event()
+gate = threading.Event()
 
 
 def write(message: dict[str, Any]) -> None:
@@ -76,7 +77,12 @@ def call(identifier: Any, name: str, arguments: dict[str, Any], token: Any) -> A
             for step in range(1, arguments["steps"] + 1):
                 notify("notifications/progress", progressToken=token, progress=step, total=arguments["steps"])
                 time.sleep(arguments.get("pause", 0))
+                if arguments.get("gated"):
+                    gate.wait(60)
             return "done"
+        case "gate":
+            gate.set()
+            return "open"
         case "log":
             notify("notifications/message", level=arguments.get("level", "info"), data=arguments["text"])
             return "logged"

@@ -251,10 +251,11 @@ async def test_what_nobody_can_be_told_to_be_meant_by_is_told_to_nobody(start: S
 async def test_progress_of_a_long_call_is_told_whatever_others_call(start: Start) -> None:
     bridge = start(BRIDGE_ISOLATION="shared")
     ana, bob = await bridge.open("ana"), await bridge.open("bob")
-    async with ana.stream(ana.tool("progress", token="t", steps=2, pause=8)) as events:
+    async with ana.stream(ana.tool("progress", token="t", steps=2, gated=True)) as events:
         assert (await events.next())["params"]["progress"] == 1
         for _ in range(1100):
             await bob.post(bob.tool("echo", token="t", text="x"))
+        await bob.call("gate")
         assert (await events.next())["params"] == {"progressToken": "t", "progress": 2, "total": 2}
 
 
