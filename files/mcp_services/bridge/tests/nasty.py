@@ -17,6 +17,7 @@ answers: dict[str, Any] = {}
 answered = threading.Condition()
 seen: list[dict[str, Any]] = []
 deaf = threading.Event()
+gate = threading.Event()
 
 
 def write(message: dict[str, Any]) -> None:
@@ -35,7 +36,7 @@ def notify(method: str, **params: Any) -> None:
     write({"method": method, "params": params})
 
 
-def ask(identifier: str, method: str, params: dict[str, Any]) -> Any:
+def ask(identifier: Any, method: str, params: dict[str, Any]) -> Any:
     write({"id": identifier, "method": method, "params": params})
     with answered:
         answered.wait_for(lambda: identifier in answers, timeout=20)
@@ -76,7 +77,12 @@ def call(identifier: Any, name: str, arguments: dict[str, Any], token: Any) -> A
             for step in range(1, arguments["steps"] + 1):
                 notify("notifications/progress", progressToken=token, progress=step, total=arguments["steps"])
                 time.sleep(arguments.get("pause", 0))
+                if arguments.get("gated"):
+                    gate.wait(60)
             return "done"
+        case "gate":
+            gate.set()
+            return "open"
         case "log":
             notify("notifications/message", level=arguments.get("level", "info"), data=arguments["text"])
             return "logged"
@@ -86,11 +92,38 @@ def call(identifier: Any, name: str, arguments: dict[str, Any], token: Any) -> A
             return "soon"
         case "changed":
             notify("notifications/tools/list_changed")
-            notify("notifications/resources/updated", uri="test://watched")
-            notify("notifications/resources/updated", uri="test://other")
+            for uri in arguments.get("uris", ["test://watched", "test://other"]):
+                notify("notifications/resources/updated", uri=uri)
             return "changed"
         case "ask":
-            return ask(arguments["id"], arguments["method"], {"message": "?"})
+            said = ask(arguments["id"], arguments["method"], {"message": "?"})
+            if token is not None:
+                notify("notifications/progress", progressToken=token, progress=1)
+            return said
+        case "ask_too_long":
+            # Under the number that the call has.
+            return ask(identifier, "sampling/createMessage", {"filler": "x" * (11 * 1024 * 1024)})
+        case "nag":
+            deaf.set()
+            for number in range(arguments["count"]):
+                name = f"{number} " + "x" * arguments.get("name_size", 0)
+                write(
+                    {
+                        "id": name,
+                        "method": arguments["method"],
+                        "params": {"message": "x" * arguments.get("size", 0)},
+                    }
+                )
+            print("nagged", file=sys.stderr, flush=True)
+            time.sleep(arguments.get("pause", 0))
+            return "nagged"
+        case "twice":
+            write_raw(
+                '{"jsonrpc":"2.0","method":"notifications/progress","params":'
+                f'{{"progressToken":{json.dumps(token)},"progress":1,"x":1,"x":2}}}}\n'
+                f'{{"jsonrpc":"2.0","id":{identifier},"result":{{"content":[],"x":1,"x":2}}}}\n'
+            )
+            return None
         case "stderr":
             line = b"x" * 8000 + b"\n"
             for _ in range(arguments["bytes"] // len(line)):
@@ -204,6 +237,8 @@ def serve(message: dict[str, Any]) -> None:
             write({"id": identifier, "error": {"code": -32002, "message": "Resource not found"}})
             return
         case "ping" | "resources/subscribe" | "resources/unsubscribe" | "logging/setLevel":
+            if params.get("uri") == "test://slow" and method == "resources/subscribe":
+                time.sleep(1)
             result = {}
         case _:
             write({"id": identifier, "error": {"code": -32601, "message": "Method not found"}})

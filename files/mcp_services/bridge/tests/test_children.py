@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from conftest import NASTY, Bridge, alive, answer, descendants, environment, eventually
+from conftest import META, NASTY, Bridge, alive, answer, descendants, environment, eventually
 
 Start = Callable[..., Bridge]
 
@@ -90,6 +90,37 @@ async def test_a_flood_that_nobody_reads_is_forgotten(start: Start) -> None:
     async with session.stream(after=events.ids[0]) as resumed:
         messages = await resumed.rest()
     assert messages[-1]["id"] == 9
+
+
+def nagging(method: str, count: int, **more: int) -> dict[str, Any]:
+    meta = META | {"io.modelcontextprotocol/clientCapabilities": {"elicitation": {}}}
+    return {"name": "nag", "arguments": {"method": method, "count": count, **more}, "_meta": meta}
+
+
+# covers: crash
+@pytest.mark.parametrize(
+    "call",
+    [
+        nagging("ping", 100_000, name_size=1000),
+        nagging("ping", 150, name_size=1_000_000),
+        nagging("elicitation/create", 150, size=1_000_000),
+    ],
+)
+async def test_a_flood_of_questions_takes_no_memory(start: Start, call: dict[str, Any]) -> None:
+    bridge = start(BRIDGE_WARM=0)
+    assert "result" in answer(await bridge.stateless("tools/call", call))
+    eventually(lambda: "nagged" in bridge.log)
+    memory = int(Path(f"/proc/{bridge.process.pid}/status").read_text().partition("VmHWM:")[2].split()[0])
+    assert memory < 120_000
+
+
+async def test_so_many_questions_wait_and_no_more(start: Start) -> None:
+    bridge = start()
+    call = nagging("elicitation/create", 100, pause=60)
+    first = (await bridge.stateless("tools/call", call)).json()["result"]
+    eventually(lambda: "nagged" in bridge.log)
+    again = await bridge.stateless("tools/call", call | {"requestState": first["requestState"]})
+    assert len(again.json()["result"]["inputRequests"]) == 64
 
 
 async def test_a_deaf_child_hurts_no_other(start: Start) -> None:
@@ -185,6 +216,71 @@ async def test_sessions_that_share_a_child_do_not_mix(start: Start) -> None:
     assert [m["method"] for m in seen if "method" in m].count("initialize") == 1
 
 
+# covers: crash
+async def test_a_child_that_says_a_name_twice_hurts_nobody(start: Start) -> None:
+    bridge = start(BRIDGE_ISOLATION="shared")
+    ana, bob = await bridge.open("ana"), await bridge.open("bob")
+    slow = asyncio.create_task(bob.post(bob.tool("sleep", seconds=1)))
+    # What need not be changed goes through.
+    assert (await ana.post(ana.tool("twice", token="t"))).text.endswith(
+        '"result":{"content":[],"x":1,"x":2}}'
+    )
+    response = await bridge.stateless("tools/call", {"name": "twice", "arguments": {}})
+    assert response.status_code == 200
+    assert response.json()["error"]["code"] == -32603
+    assert "result" in answer(await slow)
+    assert len([event for event in bridge.events if event["event"] == "child_rubbish"]) == 1
+    assert not [event for event in bridge.events if event["event"] == "fault"]
+
+
+async def test_what_nobody_can_be_told_to_be_meant_by_is_told_to_nobody(start: Start) -> None:
+    bridge = start(BRIDGE_ISOLATION="shared")
+    ana, bob = await bridge.open("ana"), await bridge.open("bob")
+    await ana.call("later", seconds=0.3, text="ana's own")
+    async with bob.stream(bob.tool("sleep", seconds=1)) as events:
+        assert ["result" in message for message in await events.rest()] == [True]
+    # Not even when she has gone and he is alone.
+    await ana.call("later", seconds=0.3, text="ana's own")
+    assert await ana.delete() == 204
+    async with bob.stream() as own:
+        await asyncio.sleep(0.6)
+        assert await bob.delete() == 204
+        assert await own.rest() == []
+
+
+async def test_progress_of_a_long_call_is_told_whatever_others_call(start: Start) -> None:
+    bridge = start(BRIDGE_ISOLATION="shared")
+    ana, bob = await bridge.open("ana"), await bridge.open("bob")
+    async with ana.stream(ana.tool("progress", token="t", steps=2, gated=True)) as events:
+        assert (await events.next())["params"]["progress"] == 1
+        for _ in range(1100):
+            await bob.post(bob.tool("echo", token="t", text="x"))
+        await bob.call("gate")
+        assert (await events.next())["params"] == {"progressToken": "t", "progress": 2, "total": 2}
+
+
+async def test_subscriptions_on_a_shared_child(start: Start) -> None:
+    bridge = start(BRIDGE_ISOLATION="shared")
+    ana, bob = await bridge.open("ana"), await bridge.open("bob")
+
+    def about(session: Any, method: str, uri: str) -> Any:
+        return session.post({"id": 1, "method": f"resources/{method}", "params": {"uri": uri}})
+
+    # She is there from her request on: his leaving does not end what is about to begin.
+    beginning = asyncio.create_task(about(ana, "subscribe", "test://slow"))
+    await asyncio.sleep(0.4)
+    assert "result" in answer(await about(bob, "unsubscribe", "test://slow"))
+    assert "result" in answer(await beginning)
+    assert "resources/unsubscribe" not in await bob.call("seen")
+    # An update may be about what lies below (MCP 2025-11-25, resources).
+    await about(ana, "subscribe", "test://folder/")
+    uris = ["test://other", "test://slower", "test://slow", "test://slow/part", "test://folder/file"]
+    async with ana.stream() as events:
+        await bob.call("changed", uris=uris)
+        heard = [await events.next() for _ in range(4)]
+    assert [message["params"].get("uri") for message in heard[1:]] == uris[2:]
+
+
 async def test_a_shared_child_that_asks_is_told_that_nobody_is_there(start: Start) -> None:
     session = await start(BRIDGE_ISOLATION="shared").open()
     assert json.loads(await session.call("ask", id="q", method="ping")) == {}
@@ -248,6 +344,23 @@ async def test_what_a_child_gets_and_what_it_does_not(start: Start, tmp_path: Pa
     await session.call("say", text="the key is tell-no-one")
     eventually(lambda: "the key is ***" in bridge.log)
     assert "tell-no-one" not in bridge.log
+
+
+async def test_no_part_of_a_secret_is_logged(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "PEM").write_text("-----BEGIN-----\ntell-nobody-one\ntell-nobody-two\n-----END-----\n")
+    (tmp_path / "TOKEN").write_text("tell-no-one-ä-0123456789")
+    bridge = start(BRIDGE_SECRETS=["PEM", "TOKEN"], CREDENTIALS=str(tmp_path))
+    session = await bridge.open()
+    await session.call("say", text=(tmp_path / "PEM").read_text())
+    # Of a line that is too long the first 512 bytes are logged.
+    for shown in (0, 1, 12, 13, 14, 20):
+        await session.call("say", text="x" * (512 - shown) + "tell-no-one-ä-0123456789" + "y" * 5000)
+    await session.call("say", text="the end")
+    eventually(lambda: "the end" in bridge.log)
+    said = [event["text"] for event in bridge.events if event["event"] == "child_stderr"]
+    assert said[:4] == ["***"] * 4
+    assert said[4] == "x" * 512
+    assert said[5:10] == ["x" * (512 - shown) + "***" for shown in (1, 12, 13, 14, 20)]
 
 
 @pytest.mark.parametrize(

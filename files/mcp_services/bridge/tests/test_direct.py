@@ -410,3 +410,45 @@ async def test_a_common_request_does_not_reach_the_application(
     finally:
         server.close()
         await app._pool.close()
+
+
+async def test_what_cannot_be_changed_is_refused_and_leaves_nothing(start: Start) -> None:
+    bridge = start()
+    assert (await bridge.stateless("tools/list")).status_code == 200
+    mine = fields(await bridge.open())
+    new = [TYPE, ACCEPT, f"MCP-Protocol-Version: {MODERN}", "Mcp-Method: tools/call", "Mcp-Name: echo"]
+    called = modern("tools/call", name="echo", arguments={"text": "x"})
+    cancel = '{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1,"x":1,"x":2}}'
+    hello = (
+        '{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"_meta":{"progressToken":1},"x":1,"x":2}}'
+    )
+    asked = [
+        (called.replace('"name"', '"x": 1, "x": 2, "name"'), new),
+        (called.replace('"_meta": {', '"_meta": {"progressToken": 1e400, '), new),
+        (called.replace('"_meta": {', f'"_meta": {{"progressToken": "{"x" * 2000}", '), new),
+        (tool("echo", token=1, text="x").replace('"name"', '"x": 1, "x": 2, "name"'), mine),
+        (cancel, mine),
+        (hello, [line for line in mine if not line.lower().startswith("mcp-session-id")]),
+    ]
+    async with Link(bridge.url) as direct, Link(bridge.url) as plain:
+        for body, headers in asked:
+            wanted = await plain.ask(post(body, headers, "/mcp/"))
+            assert wanted[0] == "HTTP/1.1 400 Bad Request", (body, wanted)
+            assert json.loads(wanted[2])["error"]["code"] in (-32700, -32600)
+            for _ in range(2):
+                assert await direct.ask(post(body, headers)) == wanted, body
+        # On the edge of what the parser can take, each look at a message may be the one that fails.
+        for depth in range(960, 1000, 2):
+            nested = "[" * depth + "]" * depth
+            for body, headers in (
+                (called.replace('"_meta": {', f'"_meta": {{"progressToken": {nested}, '), new),
+                (tool("echo", token="T", text="x").replace('"T"', f'"t", "x": {nested}'), mine),
+            ):
+                for link, path in ((plain, "/mcp/"), (direct, "/mcp"), (direct, "/mcp")):
+                    status, _, said = await link.ask(post(body, headers, path))
+                    assert status in ("HTTP/1.1 200 OK", "HTTP/1.1 400 Bad Request")
+                    assert json.loads(said)["jsonrpc"] == "2.0"
+    metrics = (await bridge.http.get(f"{bridge.url}/metrics")).text
+    assert "\ngatehouse_bridge_requests_waiting 0.0\n" in metrics
+    assert bridge.health["sessions"] == 1
+    assert not [event for event in bridge.events if event["event"] == "fault"]

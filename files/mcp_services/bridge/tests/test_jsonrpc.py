@@ -2,7 +2,7 @@
 
 import pytest
 
-from gatehouse_bridge.jsonrpc import Message, MessageError
+from gatehouse_bridge.jsonrpc import Message, MessageError, dump
 
 
 def test_what_is_not_edited_stays_as_it_was() -> None:
@@ -47,6 +47,31 @@ def test_the_id_is_found_wherever_it_stands(raw: str, identifier: str) -> None:
     assert message.id == identifier
     assert message.with_id("99") == raw.replace("ID", "99")
     assert message.values == Message.scanned(message.text).values
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        '"x":1,"x":2',
+        '"_meta":{"progressToken":1,"x":1,"x":2}',
+        r'"_meta":{},"\u005fmeta":{"progressToken":1}',
+    ],
+)
+def test_what_has_two_readings_is_carried_and_not_changed(inner: str) -> None:
+    message = Message.parse(f'{{"jsonrpc":"2.0","id":1,"method":"m","params":{{{inner}}}}}'.encode())
+    assert message.with_id("2") == message.text.replace('"id":1', '"id":2')
+    with pytest.raises(MessageError) as caught:
+        message.edited({("id",): "2", ("params", "_meta", "progressToken"): "3"})
+    assert caught.value.code == -32700
+
+
+def test_what_cannot_be_written_is_refused() -> None:
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (float("inf"), float("nan"), deep):
+        with pytest.raises(MessageError):
+            dump(value)
 
 
 @pytest.mark.parametrize(

@@ -114,3 +114,24 @@ async def test_an_argument_in_a_header_is_the_one_in_the_body(
     response = await shared.stateless("tools/call", params, headers=headers)
     assert response.status_code == status
     assert status == 200 or response.json()["error"]["code"] == -32020
+
+
+# A server that says a name twice in the answer that ends a subscription.
+CARELESS = """
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    result = '{"supportedVersions":["2026-07-28"],"capabilities":{}}'
+    if message["method"] == "subscriptions/listen":
+        result = '{"_meta":{"x":1,"x":2}}'
+    if "id" in message:
+        print(f'{{"jsonrpc":"2.0","id":{message["id"]},"result":{result}}}', flush=True)
+"""
+
+
+async def test_a_malformed_end_of_a_subscription_is_told(start: Callable[..., Bridge]) -> None:
+    bridge = start([sys.executable, "-c", CARELESS])
+    params: dict[str, Any] = {"_meta": META, "notifications": {"toolsListChanged": True}}
+    response = await bridge.stateless("subscriptions/listen", params)
+    (end,) = [json.loads(line[6:]) for line in response.text.splitlines() if line[:5] == "data:"]
+    assert (end["id"], end["error"]["code"]) == ("a", -32603)

@@ -150,6 +150,18 @@ async def test_the_server_asks_the_client(common: Bridge) -> None:
             }
 
 
+async def test_an_answer_may_write_the_servers_id_in_another_way(common: Bridge) -> None:
+    session = await common.open(capabilities={"elicitation": {}})
+    async with session.stream(session.tool("ask", id="é", method="elicitation/create")) as events:
+        assert (await events.next())["id"] == "é"
+        reply = json.dumps({"jsonrpc": "2.0", "id": "é", "result": {"action": "accept"}})
+        assert "\\u00e9" in reply
+        headers = session.headers | {"Content-Type": "application/json"}
+        assert (await common.http.post(session.url, content=reply, headers=headers)).status_code == 202
+        done = await events.next()
+    assert json.loads(done["result"]["content"][0]["text"]) == {"action": "accept"}
+
+
 async def test_what_belongs_to_no_request_comes_on_the_sessions_own_stream(common: Bridge) -> None:
     session = await common.open()
     async with session.stream() as events:
@@ -201,6 +213,8 @@ async def test_large_messages_in_both_directions(common: Bridge) -> None:
     assert response.status_code == 413
     message = answer(await session.post(session.tool("too_long", identifier="L")))
     assert (message["id"], message["error"]["data"]) == ("L", {"reason": "answer_too_long"})
+    # A question of the server's own that is too long is no answer, whatever its id; the server learns it.
+    assert json.loads(await session.call("ask_too_long"))["code"] == -32600
     assert await session.call("echo", text="still here") == "still here"
 
 

@@ -82,6 +82,7 @@ async def test_the_child_sees_a_handshake_and_no_envelope(common: Bridge) -> Non
         ({"Mcp-Method": None}, {}, -32020),
         ({"MCP-Protocol-Version": None}, {}, -32020),
         ({"MCP-Protocol-Version": "2099-01-01"}, {}, -32020),
+        ({"MCP-Protocol-Version": "2025-11-25"}, {}, -32020),
         (
             {"MCP-Protocol-Version": "2099-01-01"},
             {"io.modelcontextprotocol/protocolVersion": "2099-01-01"},
@@ -319,6 +320,65 @@ async def test_a_server_asks_only_what_the_client_can_be_asked(common: Bridge) -
     seen = await common.stateless("tools/call", {**call("seen"), "_meta": meta})
     hello = json.loads(seen.json()["result"]["content"][0]["text"])[0]
     assert hello["params"]["capabilities"] == {"elicitation": {}}
+
+
+# covers: mrtr
+async def test_a_server_that_asks_what_the_client_cannot_be_asked(common: Bridge) -> None:
+    params = {**asking("q"), **call("ask", id="q", method="sampling/createMessage")}
+    result = (await common.stateless("tools/call", params)).json()["result"]
+    assert json.loads(result["content"][0]["text"])["code"] == -32601
+
+
+# covers: mrtr
+@pytest.mark.parametrize("isolation", ["shared", "per_user"])
+async def test_nobody_is_asked_on_behalf_of_another(start: Start, isolation: str) -> None:
+    bridge = start(BRIDGE_ISOLATION=isolation, BRIDGE_WARM=0)
+    users = {"shared": ("ana", "bob"), "per_user": ("ana", "ana")}[isolation]
+    slow = {**asking("q"), **call("sleep", seconds=2)}
+    await bridge.stateless("tools/list", user=users[0])
+    first = asyncio.create_task(
+        bridge.stateless("tools/call", slow, users[0], headers={"X-Gatehouse-Client": "c1"})
+    )
+    await asyncio.sleep(0.5)
+    second = await bridge.stateless("tools/call", asking("q"), users[1], headers={"X-Gatehouse-Client": "c2"})
+    assert json.loads(second.json()["result"]["content"][0]["text"])["code"] == -32601
+    assert (await first).json()["result"]["content"][0]["text"] == "slept"
+
+
+# covers: mrtr
+async def test_progress_after_a_question_has_the_token_of_the_request_that_waits(common: Bridge) -> None:
+    def tokened(token: str, **more: Any) -> dict[str, Any]:
+        params = asking("q", **more)
+        return params | {"_meta": params["_meta"] | {"progressToken": token}}
+
+    result = (await common.stateless("tools/call", tokened("first"))).json()["result"]
+    said = {name: {"action": "accept"} for name in result["inputRequests"]}
+    again = tokened("second", requestState=result["requestState"], inputResponses=said)
+    async with await events(common, again) as response:
+        progress, end = await Events(response).rest()
+    assert progress["params"] == {"progressToken": "second", "progress": 1}
+    assert json.loads(end["result"]["content"][0]["text"]) == {"action": "accept"}
+
+
+# covers: mrtr
+async def test_what_a_client_says_reaches_the_server_as_it_was_said(common: Bridge) -> None:
+    result = (await common.stateless("tools/call", asking("q"))).json()["result"]
+    ((name, _),) = result["inputRequests"].items()
+    again = asking("q", requestState=result["requestState"], inputResponses="SAID")
+    body = json.dumps({"jsonrpc": "2.0", "id": "a", "method": "tools/call", "params": again})
+    headers = ACCEPT | {"MCP-Protocol-Version": MODERN, "Mcp-Method": "tools/call", "Mcp-Name": "ask"}
+    headers |= {"Content-Type": "application/json", "X-Gatehouse-User": common.user}
+
+    async def say(text: str) -> Any:
+        said = body.replace('"SAID"', f"{{{json.dumps(name)}:{text}}}")
+        return await common.http.post(f"{common.url}/mcp", content=said, headers=headers)
+
+    # What has two readings is refused, and the call waits on.
+    twice = await say('{},"other":{},"other":{}')
+    assert (twice.status_code, twice.json()["error"]["code"]) == (400, -32700)
+    done = await say('{"big":123456789012345678901234567890,"far":1e400}')
+    text = done.json()["result"]["content"][0]["text"]
+    assert text == '{"big": 123456789012345678901234567890, "far": Infinity}'  # Python's own reading of it
 
 
 # covers: mrtr

@@ -213,17 +213,17 @@ class App:
                 permit.check(message)
             if stateless.is_stateless(request, message):
                 return self._begin_stateless(request, message, permit) if message.is_request else None
+            if message.method == "initialize":
+                return self._begin_session(request, message)
+            session = self._owned(request)
+            if session is None or not session.child.process.ready:
+                return None
+            session.permit = permit
+            if message.is_request:
+                return self._turn(session, session.request_now(message))
+            session.accept_now(message)
         except (MessageError, Refusal):
             return None
-        if message.method == "initialize":
-            return self._begin_session(request, message)
-        session = self._owned(request)
-        if session is None or not session.child.process.ready:
-            return None
-        session.permit = permit
-        if message.is_request:
-            return self._turn(session, session.request_now(message))
-        session.accept_now(message)
         session.connections += 1
         stream = Stream(0)
         stream.put("", final=True)
@@ -278,8 +278,12 @@ class App:
                 return None
             mirrored.check(request, message, tools)
         exchange = Exchange(child, message, permit, key)
+        try:
+            exchange.begin_now()
+        except MessageError:
+            exchange.end()
+            raise
         self._exchanges.add(exchange)
-        exchange.begin_now()
 
         async def answer(request: Request, reader: object, patience: float) -> None:
             await self._answer_stateless(request, exchange, patience, reader)
@@ -359,9 +363,11 @@ class App:
             await self._failed(request, error, message.id)
             return
         session = self._open(request, child, user)
-        await self._in_session(request, session, message)
-        if not session.version:
-            self._close(session, "not_initialized")
+        try:
+            await self._in_session(request, session, message)
+        finally:
+            if not session.version:
+                self._close(session, "not_initialized")
 
     def _open(self, request: Request, child: Child, user: str) -> Session:
         session = Session(child, user, self._lost)
@@ -599,7 +605,9 @@ class App:
     ) -> Child:
         if self._pool.existing(key, modern) is None:
             self._make_room(user)
-        return await self._pool.joint(key, user, offered or {}, modern)
+        child = await self._pool.joint(key, user, offered or {}, modern)
+        child.one_client = self._isolation == "per_session"
+        return child
 
     def _permit(self, request: Request) -> Permit | None:
         if not self._tools.restrict:

@@ -30,16 +30,29 @@ SUBSCRIPTION_KEY = f"{PREFIX}subscriptionId"
 HANDSHAKE_SECONDS = 60.0
 # A server of the older age that does not answer what it does not know is waited for no longer, once.
 DISCOVER_SECONDS = 10.0
-# Progress may be told after the answer (tasks of 2025-11-25), so tokens outlive their requests.
+# Progress may be told after the answer (tasks of 2025-11-25): so many tokens outlive their requests.
 TOKENS_KEPT = 1024
 # Requests of a child that its client may still answer.
 ASKED_KEPT = 1024
+# How long what is kept so may be: a progress token, the id of a child's request.
+NAME_MAX = 1024
 # A child that floods rubbish gets its faults logged now and then only.
 RUBBISH_LOGGED = 20
 
-# The id of a response that was too long to be read: it stands at one end in every SDK's output.
-_ID_AT_HEAD = re.compile(rb'\A\s*\{\s*"jsonrpc"\s*:\s*"2\.0"\s*,\s*"id"\s*:\s*(\d+)\s*,')
-_ID_AT_TAIL = re.compile(rb'"id"\s*:\s*(\d+)\s*(?:,\s*"jsonrpc"\s*:\s*"2\.0"\s*)?\}\s*\Z')
+MALFORMED = "The MCP server's answer is malformed"
+
+# What a message is that was too long to be read, and its id: it stands at one end in every SDK's output.
+_ID = rb'"id"\s*:\s*(\d+|"[^"\\]*")\s*'
+_VERSION = rb'"jsonrpc"\s*:\s*"2\.0"\s*'
+_HEAD = re.compile(rb'\A\s*\{\s*(?:%b,\s*)?(?:%b,\s*)?"(method|result|error)"\s*:' % (_VERSION, _ID))
+_ID_AT_TAIL = re.compile(rb"%b(?:,\s*%b)?\}\s*\Z" % (_ID, _VERSION))
+
+
+def covers(subscribed: str, updated: str) -> bool:
+    """Whether who subscribed to a resource hears of another: of that one, and of what lies below it."""
+    if not updated.startswith(subscribed):
+        return False
+    return subscribed.endswith("/") or updated[len(subscribed) :][:1] in ("", "/", "?", "#")
 
 
 class ChildError(Exception):
@@ -83,9 +96,26 @@ class Call:
     stream: Stream
     uri: str | None
     since: float
+    # What he calls its progress by, as text; None where he does not ask for it.
+    token: str | None
 
 
-def _nobody_to_ask(_child: "Child", _id: str, _message: Message) -> bool:
+def progress_token(message: Message) -> str | None:
+    """The text of a request's progress token, None where it has none. What can be no token goes to the child as it is.
+
+    Raises:
+        MessageError: it is too long, or a number that cannot be written.
+    """
+    token = message.meta.get("progressToken")
+    if type(token) not in (str, int, float):
+        return None
+    text = jsonrpc.dump(token)
+    if len(text) > NAME_MAX:
+        raise MessageError(jsonrpc.INVALID_REQUEST, "The progress token is too long")
+    return text
+
+
+def _nobody_to_ask(_child: "Child", _message: Message) -> bool:
     return False
 
 
@@ -111,22 +141,26 @@ class Child:
         """See the class."""
         self.process = process
         self.shared = shared
+        # Whether all its clients are one person's with one program.
+        self.one_client = not shared
         # Whether it speaks 2026-07-28 with its clients, and takes their requests as they are.
         self.modern = False
         # Result of `initialize`, where the bridge made it.
         self.hello: dict[str, Any] = {}
-        # Asks its clients what it asks, where that can be (`gatehouse_bridge.rounds`); whether there was one to ask.
-        self.on_ask: Callable[[Child, str, Message], bool] = _nobody_to_ask
+        # Asks its clients what it asks, where that can be (`gatehouse_bridge.rounds`); whether one is asked.
+        self.on_ask: Callable[[Child, Message], bool] = _nobody_to_ask
         self.clients: dict[Client, None] = {}
         self.calls: dict[int, Call] = {}
         self.idle_since = time.monotonic()
         self._log = log
         self._metrics = metrics
         self._on_gone = on_gone
+        # What it may ask: the capabilities that its handshake offered.
+        self._offered: frozenset[str] = frozenset()
         self._number = 0
         self._tokens: dict[int, tuple[Client, str]] = {}
         self._own: dict[int, asyncio.Future[Message]] = {}
-        self._asked: dict[str, Client] = {}
+        self._asked: dict[str | int, Client] = {}
         self._slow: dict[Stream, None] = {}
         self._subscribers: dict[str, set[Client]] = {}
         self._rubbish = 0
@@ -149,6 +183,7 @@ class Child:
         Raises:
             ChildError: it does not answer, or refuses.
         """
+        self._offered = frozenset(capabilities)
         params = {
             "protocolVersion": PROTOCOL_VERSIONS[-1],
             "capabilities": dict(capabilities),
@@ -216,6 +251,7 @@ class Child:
 
         Raises:
             ChildError: it cannot take the request.
+            MessageError: nor could any.
         """
         call, text = self._begin(client, message, stream, without)
         if text:
@@ -232,7 +268,12 @@ class Child:
     def request_now(
         self, client: Client, message: Message, stream: Stream, without: frozenset[str] = frozenset()
     ) -> Call:
-        """The same as `request` for a child whose process is `ready`."""
+        """The same as `request` for a child whose process is `ready`.
+
+        Raises:
+            ChildError: it is gone.
+            MessageError: no child could take the request.
+        """
         call, text = self._begin(client, message, stream, without)
         if text:
             self.process.write_now(text)
@@ -241,7 +282,12 @@ class Child:
     def _begin(
         self, client: Client, message: Message, stream: Stream, without: frozenset[str]
     ) -> tuple[Call, str]:
-        """Note a request, and make the text that the child gets; it is empty where the answer is known."""
+        """Note a request, and make the text that the child gets; it is empty where the answer is known.
+
+        Raises:
+            ChildError: it is gone.
+            MessageError: the message cannot be changed as it has to be; nothing is noted.
+        """
         if not self.process.usable:
             raise self._gone()
         number = self._next()
@@ -254,38 +300,38 @@ class Child:
             stream,
             str(uri) if uri else None,
             time.monotonic(),
+            progress_token(message),
         )
+        # First the text: a message that cannot be changed leaves nothing behind.
+        edits: dict[tuple[str, ...], str] = {}
+        if without:
+            meta = {name: value for name, value in message.meta.items() if name not in without}
+            edits["params", "_meta"] = jsonrpc.dump(
+                meta if call.token is None else meta | {"progressToken": number}
+            )
+        elif call.token is not None:
+            edits["params", "_meta", "progressToken"] = str(number)
+        text = message.edited({("id",): str(number)} | edits) if edits else message.with_id(str(number))
         if call.method == "resources/unsubscribe" and call.uri and not self.unsubscribe(client, call.uri):
             stream.put(jsonrpc.result(call.id, {}), final=True)
             return call, ""
-        edits: dict[tuple[str, ...], str] = {}
-        token = message.meta.get("progressToken")
-        if token is not None:
-            edits["params", "_meta", "progressToken"] = str(number)
-            self._tokens[number] = (client, jsonrpc.dump(token))
-            if len(self._tokens) > TOKENS_KEPT:
-                del self._tokens[next(iter(self._tokens))]
-        if without:
-            meta = {name: value for name, value in message.meta.items() if name not in without}
-            edits.pop(("params", "_meta", "progressToken"), None)
-            edits["params", "_meta"] = jsonrpc.dump(
-                meta if token is None else meta | {"progressToken": number}
-            )
         self.calls[number] = call
         self._metrics.waiting += 1
-        if not edits:
-            return call, message.with_id(str(number))
-        return call, message.edited({("id",): str(number)} | edits)
+        return call, text
 
     def heard(self, client: Client, message: Message) -> str:
         """Note a notification or a response of a client; what of it the child is to be told, empty where nothing.
 
         A response to what the child did not ask is dropped.
+
+        Raises:
+            MessageError: it says twice what it cancels; nothing is noted.
         """
         if message.is_response:
-            if message.id is None or self._asked.get(message.id) is not client:
+            # By its value: one string can be written in several ways.
+            if self._asked.get(message.values["id"]) is not client:
                 return ""
-            del self._asked[message.id]
+            del self._asked[message.values["id"]]
         elif message.method == "notifications/cancelled":
             place = message.locate("params", "requestId")
             identifier = None if place is None else message.text[place.start : place.end]
@@ -293,14 +339,14 @@ class Child:
                 (call for call in self.calls.values() if call.client is client and call.id == identifier),
                 None,
             )
-            if call is None or call.method == "initialize":
+            if place is None or call is None or call.method == "initialize":
                 return ""
             self._finish(call.number)
             # Some servers answer a cancelled request and some do not; the stream has to end.
             call.stream.put(
                 jsonrpc.error(call.id, jsonrpc.REQUEST_CANCELLED, "Request cancelled"), final=True
             )
-            return message.edited({("params", "requestId"): str(call.number)})
+            return jsonrpc.splice(message.text, [(place.start, place.end, str(call.number))])
         elif self.shared and message.method == "notifications/initialized":
             return ""
         return message.text
@@ -318,9 +364,9 @@ class Child:
         except BusyError:
             raise ChildError("child_unresponsive", "The MCP server does not read its input") from None
 
-    def reply(self, identifier: str, result: Any) -> None:
+    def reply(self, identifier: str, result: str) -> None:
         """Answer a request of the child's own."""
-        self.process.write_now(jsonrpc.result(identifier, result))
+        self.process.write_now(jsonrpc.response(identifier, result))
 
     def abandon(self, call: Call, reason: str) -> None:
         """Cancel a request that nobody waits for any more."""
@@ -360,12 +406,18 @@ class Child:
         return len(clients) == 1
 
     def unsubscribe(self, client: Client, uri: str) -> bool:
-        """Note who does not want to any more; whether he was the last."""
+        """Note who does not want to any more; whether he was the last.
+
+        One whose subscription is on its way to the child is there already.
+        """
         clients = self._subscribers.get(uri, set())
         clients.discard(client)
         if not clients:
             self._subscribers.pop(uri, None)
-        return not clients
+        return not clients and not any(
+            call.method == "resources/subscribe" and call.uri == uri and call.client is not client
+            for call in self.calls.values()
+        )
 
     def throttle(self, stream: Stream, slow: bool) -> None:
         """Wait for a slow reader. Only for a child that has no other client."""
@@ -386,6 +438,10 @@ class Child:
         if call is not None:
             self.idle_since = time.monotonic()
             self._metrics.waiting -= 1
+            if call.token is not None:
+                self._tokens[number] = (call.client, call.token)
+                if len(self._tokens) > TOKENS_KEPT:
+                    del self._tokens[next(iter(self._tokens))]
         return call
 
     def _gone(self) -> ChildError:
@@ -406,17 +462,16 @@ class Child:
             return
         try:
             message = Message.parse(line)
+            if message.is_response:
+                self._response(message)
+            elif message.is_request:
+                self._request(message)
+            elif message.method == "notifications/progress":
+                self._progress(message)
+            else:
+                self._notification(message)
         except MessageError as error:
             self._reject(len(line), error.code)
-            return
-        if message.is_response:
-            self._response(message)
-        elif message.is_request:
-            self._request(message)
-        elif message.method == "notifications/progress":
-            self._progress(message)
-        else:
-            self._notification(message)
 
     def _response(self, message: Message) -> None:
         identifier = message.id or ""
@@ -433,47 +488,58 @@ class Child:
         seconds = time.monotonic() - call.since
         if call.method == "resources/subscribe" and call.uri and "result" in message.values:
             self.subscribe(call.client, call.uri)
-        if call.method == "subscriptions/listen":
-            edits = {("id",): call.id, ("result", "_meta", SUBSCRIPTION_KEY): call.id}
-            text = message.edited(edits)
-        else:
-            text = message.with_id(call.id)
-        if call.method == "tools/list" and call.client.permit is not None:
-            try:
+        try:
+            if call.method == "subscriptions/listen":
+                text = message.edited({("id",): call.id, ("result", "_meta", SUBSCRIPTION_KEY): call.id})
+            else:
+                text = message.with_id(call.id)
+            if call.method == "tools/list" and call.client.permit is not None:
                 text = call.client.permit.listed(text)
-            except MessageError as error:
-                text = jsonrpc.error(call.id, error.code, str(error))
+        except MessageError:
+            # Whoever waits is answered whatever the child writes.
+            text = jsonrpc.error(call.id, jsonrpc.INTERNAL_ERROR, MALFORMED)
         call.stream.put(text, final=True)
         self._metrics.answered(call.method, seconds)
 
     def _request(self, message: Message) -> None:
-        identifier = message.id or ""
+        identifier, method = message.id or "", message.method or ""
         client = next(iter(self.clients), None)
-        if client is not None and not self.shared:
-            self._asked[identifier] = client
+        if len(identifier) > NAME_MAX:
+            self._say(jsonrpc.error(identifier, jsonrpc.INVALID_REQUEST, "The id is too long"))
+        elif client is not None and not self.shared:
+            self._asked[message.values["id"]] = client
             if len(self._asked) > ASKED_KEPT:
                 del self._asked[next(iter(self._asked))]
-            client.receive(message.method or "", message.text, None)
-        elif message.method == "ping":
-            self.process.write_now(jsonrpc.result(identifier, {}))
-        elif not self.on_ask(self, identifier, message):
-            text = "No client to ask: this server is shared, and was offered no client capabilities"
-            self.process.write_now(jsonrpc.error(identifier, jsonrpc.METHOD_NOT_FOUND, text))
+            client.receive(method, message.text, None)
+        elif method == "ping":
+            self._say(jsonrpc.result(identifier, {}))
+        elif method.partition("/")[0] not in self._offered:
+            text = "No client to ask: this server was not offered the capability"
+            self._say(jsonrpc.error(identifier, jsonrpc.METHOD_NOT_FOUND, text))
+        elif not self.on_ask(self, message):
+            text = "No client to ask: no call is under way, or too much has been asked already"
+            self._say(jsonrpc.error(identifier, jsonrpc.INTERNAL_ERROR, text))
+
+    def _say(self, text: str) -> None:
+        """Answer the child, unless it does not read what it was answered before."""
+        if self.process.ready:
+            self.process.write_now(text)
 
     def _progress(self, message: Message) -> None:
         number = message.param("progressToken")
-        owner = self._tokens.get(number) if isinstance(number, int) else None
-        if owner is None:
+        # True is equal to 1, and no number of ours.
+        if type(number) is not int:
             return
-        client, token = owner
         call = self.calls.get(number)
-        text = message.edited({("params", "progressToken"): token})
-        client.receive("notifications/progress", text, call.stream if call else None)
+        client, token = (call.client, call.token) if call else self._tokens.get(number, (None, None))
+        if client is not None and token is not None:
+            text = message.edited({("params", "progressToken"): token})
+            client.receive("notifications/progress", text, call.stream if call else None)
 
     def _notification(self, message: Message) -> None:
         subscription = message.meta.get(SUBSCRIPTION_KEY) if self.modern else None
         if subscription is not None:
-            call = self.calls.get(subscription) if isinstance(subscription, int) else None
+            call = self.calls.get(subscription) if type(subscription) is int else None
             if call is not None:
                 call.stream.put(message.edited({("params", "_meta", SUBSCRIPTION_KEY): call.id}))
             return
@@ -483,20 +549,31 @@ class Child:
     def _audience(self, message: Message) -> list[Client]:
         """Who may hear a notification. What may be about one client's doings never reaches another."""
         everyone = list(self.clients)
-        if len(everyone) <= 1:
+        if not self.shared or (message.method and message.method.endswith("/list_changed")):
             return everyone
         if message.method == "notifications/resources/updated":
-            subscribers = self._subscribers.get(str(message.param("uri")), set())
+            subscribers = self._subscribers_of(str(message.param("uri")))
             return [client for client in everyone if client in subscribers]
-        if message.method and message.method.endswith("/list_changed"):
-            return everyone
-        active = {call.client for call in self.calls.values()}
+        # Nothing else says whose it is. Not even where one client alone is there: another may just have left.
+        active = {call.client for call in self.calls.values()} if self.one_client else set()
         return [client for client in everyone if client in active] if len(active) == 1 else []
 
+    def _subscribers_of(self, uri: str) -> set[Client]:
+        found: set[Client] = set()
+        return found.union(*(clients for wide, clients in self._subscribers.items() if covers(wide, uri)))
+
     def _long_line(self, head: bytes, tail: bytes) -> None:
-        found = _ID_AT_HEAD.search(head) or _ID_AT_TAIL.search(tail)
-        call = self._finish(int(found[1])) if found else None
         self._reject(MAX_MESSAGE + 1, jsonrpc.INVALID_REQUEST)
+        begins, ends = _HEAD.search(head), _ID_AT_TAIL.search(tail)
+        if begins is None:
+            return
+        identifier = begins[1] or (ends[1] if ends else b"")
+        if begins[2] == b"method":
+            if identifier:
+                text = "The message is longer than 10 MiB"
+                self._say(jsonrpc.error(identifier.decode(errors="replace"), jsonrpc.INVALID_REQUEST, text))
+            return
+        call = self._finish(int(identifier)) if identifier.isdigit() else None
         if call is not None:
             text = "The MCP server's answer is longer than 10 MiB"
             call.stream.put(

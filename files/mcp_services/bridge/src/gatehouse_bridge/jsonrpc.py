@@ -66,7 +66,7 @@ def scan_object(text: str, at: int = 0) -> tuple[dict[str, Member], int]:
     """The members of the object that begins at `at`, and where it ends.
 
     Raises:
-        ValueError: not an object, or one with a name twice (readers would disagree which one counts).
+        MessageError: not an object, or one with a name twice (readers would disagree which one counts).
     """
     members: dict[str, Member] = {}
     try:
@@ -100,8 +100,10 @@ def scan_object(text: str, at: int = 0) -> tuple[dict[str, Member], int]:
             if text[at] != ",":
                 raise ValueError("no comma")
             at += 1
-    except (IndexError, StopIteration, RecursionError):
-        raise ValueError("not JSON") from None
+    except (IndexError, StopIteration, RecursionError, ValueError):
+        raise MessageError(
+            PARSE_ERROR, "Parse error: no valid JSON object, or a name stands twice in it"
+        ) from None
 
 
 def _read(text: str) -> tuple[dict[str, Any], tuple[int, int] | None] | None:
@@ -138,7 +140,7 @@ def scan_array(text: str, at: int = 0) -> list[Member]:
     """The elements of the array that begins at `at`.
 
     Raises:
-        ValueError: not an array.
+        MessageError: not an array.
     """
     elements: list[Member] = []
     try:
@@ -156,8 +158,8 @@ def scan_array(text: str, at: int = 0) -> list[Member]:
             if text[at] != ",":
                 raise ValueError("no comma")
             at = _skip(text, at + 1)
-    except (IndexError, StopIteration, RecursionError):
-        raise ValueError("not JSON") from None
+    except (IndexError, StopIteration, RecursionError, ValueError):
+        raise MessageError(PARSE_ERROR, "Parse error: no valid JSON array") from None
 
 
 def splice(text: str, edits: Iterable[tuple[int, int, str]]) -> str:
@@ -172,8 +174,17 @@ def splice(text: str, edits: Iterable[tuple[int, int, str]]) -> str:
 
 
 def dump(value: Any) -> str:
-    """Compact JSON, in ASCII: what comes from an escape that is no character survives."""
-    return json.dumps(value, separators=(",", ":"))
+    """Compact JSON, in ASCII: what comes from an escape that is no character survives.
+
+    Raises:
+        MessageError: it was read, but cannot be written again: a number beyond all floats, or one level too deep.
+    """
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except (ValueError, RecursionError):
+        raise MessageError(
+            INVALID_REQUEST, "A number is too large, or values are nested too deeply"
+        ) from None
 
 
 class Message:
@@ -200,11 +211,11 @@ class Message:
         """A message of text that is an object.
 
         Raises:
-            ValueError: it is not one, or has a name twice.
+            MessageError: it is not one, or has a name twice.
         """
         members, end = scan_object(text)
         if end != len(text):
-            raise ValueError("more than one value")
+            raise MessageError(PARSE_ERROR, "Parse error: more than one value")
         at = members.get("id")
         message = cls(
             text,
@@ -241,7 +252,11 @@ class Message:
 
     @property
     def members(self) -> dict[str, Member]:
-        """The members, with where they stand."""
+        """The members, with where they stand.
+
+        Raises:
+            MessageError: it is nested too deeply for this second look.
+        """
         if self._members is None:
             self._members, _ = scan_object(self.text)
         return self._members
@@ -294,7 +309,11 @@ class Message:
         return meta if isinstance(meta, dict) else {}
 
     def locate(self, *path: str) -> Member | None:
-        """Where a member deeper down stands, `("params", "_meta", "progressToken")`; None where it does not."""
+        """Where a member deeper down stands, `("params", "_meta", "progressToken")`; None where it does not.
+
+        Raises:
+            MessageError: a name stands twice on the way there. Only who changes a message has to know.
+        """
         members, member = self.members, None
         for name in path:
             if member is not None:
@@ -314,7 +333,11 @@ class Message:
         return f"{self.text[:start]}{identifier}{self.text[end:]}"
 
     def edited(self, edits: dict[tuple[str, ...], str]) -> str:
-        """The text with the members at these paths replaced; paths that are not there are left out."""
+        """The text with the members at these paths replaced; paths that are not there are left out.
+
+        Raises:
+            MessageError: a name stands twice on the way to one.
+        """
         places = ((self.locate(*path), text) for path, text in edits.items())
         return splice(self.text, [(place.start, place.end, text) for place, text in places if place])
 
@@ -331,7 +354,12 @@ def notification(method: str, params: dict[str, Any] | None = None) -> str:
 
 def result(identifier: str, value: dict[str, Any]) -> str:
     """The text of a successful response; `identifier` is the id as text."""
-    return f'{{"jsonrpc":"2.0","id":{identifier},"result":{dump(value)}}}'
+    return response(identifier, dump(value))
+
+
+def response(identifier: str, text: str) -> str:
+    """The text of a successful response with a result that is text already."""
+    return f'{{"jsonrpc":"2.0","id":{identifier},"result":{text}}}'
 
 
 def error(identifier: str | None, code: int, message: str, data: Any = None) -> str:

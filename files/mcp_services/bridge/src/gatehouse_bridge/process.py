@@ -81,7 +81,7 @@ class Process:
         self.code: int | None = None
         self._stdin = _Stdin()
         self._stdout = _Lines(self._line, self._long_line, self._output_ended)
-        self._stderr = _Lines(self._print, self._print, _nothing, STDERR_LINE)
+        self._stderr = _Lines(self._print, self._print_beginning, _nothing, STDERR_LINE)
         self._printed, self._printing_since = 0, 0.0
         self._output_open = True
         self._paused = False
@@ -237,7 +237,10 @@ class Process:
         on_end, self.on_end = self.on_end, _nothing
         on_end()
 
-    def _print(self, line: bytes, _tail: bytes = b"") -> None:
+    def _print_beginning(self, head: bytes, _tail: bytes) -> None:
+        self._print(head, cut=True)
+
+    def _print(self, line: bytes, cut: bool = False) -> None:
         now = time.monotonic()
         if now - self._printing_since >= 1:
             if self._printed > STDERR_RATE:
@@ -247,8 +250,10 @@ class Process:
             self._printed, self._printing_since = 0, now
         self._printed += 1
         if line and self._printed <= STDERR_RATE:
-            text = line[:STDERR_LINE].decode("utf-8", "replace")
-            self._log("child_stderr", pid=self.pid, text=self._log.clean(text))
+            text = line.decode("utf-8", "replace")
+            # The last character may be cut as well.
+            text = self._log.clean(text.rstrip("\ufffd") if cut else text, cut)
+            self._log("child_stderr", pid=self.pid, text=text)
 
 
 class _Stdin(asyncio.BaseProtocol):

@@ -7,11 +7,12 @@ asked (`input_required`), and made again with what the client says to it. In bet
 import secrets
 import time
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 from gatehouse_bridge import jsonrpc
-from gatehouse_bridge.child import Call, Child
+from gatehouse_bridge.child import Call, Child, ChildError, progress_token
 from gatehouse_bridge.jsonrpc import Message
+from gatehouse_bridge.process import MAX_MESSAGE
 from gatehouse_bridge.stateless import NAMES, Exchange, Refusal
 from gatehouse_bridge.stream import Stream
 from gatehouse_bridge.tools import Permit
@@ -20,6 +21,18 @@ from gatehouse_bridge.tools import Permit
 CAPABILITIES = ("elicitation", "roots", "sampling")
 # Calls that wait for their clients, all together; above it the oldest is cancelled.
 PARKED_MAX = 1024
+# What may be asked in the middle of one call: so many questions, which have to fit one answer; and in all calls together.
+QUESTIONS_MAX = 64
+QUESTIONS_BYTES = MAX_MESSAGE
+PARKED_BYTES = 64 * 1024 * 1024
+
+
+class Question(NamedTuple):
+    """What a child asks: the id that it gave, our name for it, and what the client is told, as text."""
+
+    id: str
+    name: str
+    text: str
 
 
 class Parked:
@@ -41,10 +54,19 @@ class Parked:
         self.call = call
         self.name = name
         self.since = time.monotonic()
-        # What the child has asked and was not answered, by a name of ours: its id and the request.
-        self.questions: dict[str, tuple[str, Message]] = {}
+        # What the child has asked and was not answered, by a name of ours.
+        self.questions: dict[str, Question] = {}
         call.client, call.stream = self, Stream(0)
         child.attach(self)
+
+    @property
+    def size(self) -> int:
+        """How much is asked."""
+        return sum(len(question.text) for question in self.questions.values())
+
+    def takes(self, question: Question) -> bool:
+        """Whether another question can be asked with those that are there."""
+        return len(self.questions) < QUESTIONS_MAX and self.size + len(question.text) <= QUESTIONS_BYTES
 
     def receive(self, method: str, text: str, stream: Stream | None) -> None:
         """Nobody listens; what is told now is told to none."""
@@ -60,23 +82,29 @@ class Rounds:
         """See the class."""
         self._parked: dict[str, Parked] = {}
 
-    def ask(self, child: Child, identifier: str, message: Message) -> bool:
-        """Ask a child's client what the child asks; whether there is one to ask.
+    def ask(self, child: Child, message: Message) -> bool:
+        """Ask a child's client what the child asks; whether there is one to ask, who is not asked too much already.
 
         Where several calls are under way the child does not say for which it asks. All are of one user and one client, and the
         answer goes to the child whichever of them brings it.
+
+        Raises:
+            MessageError: the question is nested too deeply.
         """
+        question = _question(message)
+        if sum(parked.size for parked in self._parked.values()) + len(question.text) > PARKED_BYTES:
+            return False
         waiting = [call for call in child.calls.values() if call.method in NAMES]
         call = next((call for call in waiting if isinstance(call.client, Exchange)), None)
         if call is not None and isinstance(call.client, Exchange):
             exchange = call.client
             parked = Parked(exchange.key, child, call, exchange.name)
-            self._add(parked, identifier, message)
+            parked.questions[question.name] = question
             self._answer(parked, exchange, call.id)
             return True
         for other in waiting:
-            if isinstance(other.client, Parked):
-                self._add(other.client, identifier, message)
+            if isinstance(other.client, Parked) and other.client.takes(question):
+                other.client.questions[question.name] = question
                 return True
         return False
 
@@ -85,6 +113,8 @@ class Rounds:
 
         Raises:
             Refusal: there is none of this `requestState`, of this client, with this method and name.
+            ChildError: the child does not read what it was told before.
+            MessageError: what the client says cannot be passed on; the call still waits.
         """
         state = message.param("requestState")
         parked = self._parked.get(state) if isinstance(state, str) else None
@@ -92,16 +122,18 @@ class Rounds:
         if parked is None or (parked.key, parked.call.method, parked.name) != (key, message.method, name):
             text = "params.requestState is not known (any more); make the request without it"
             raise Refusal(jsonrpc.INVALID_PARAMS, text)
-        del self._parked[state]
         call, child = parked.call, parked.child
+        if child.process.usable and not child.process.ready:
+            raise ChildError("child_unresponsive", "The MCP server does not read its input")
+        responses, token = _responses(message), progress_token(message)
+        del self._parked[state]
         exchange = Exchange(child, message, permit, key)
-        exchange.take_up(call)
+        exchange.take_up(call, token)
         child.detach(parked)
-        responses = message.param("inputResponses")
-        for question, (identifier, _) in [*parked.questions.items()]:
-            if isinstance(responses, dict) and isinstance(responses.get(question), dict):
-                del parked.questions[question]
-                child.reply(identifier, responses[question])
+        for question in [*parked.questions.values()]:
+            if question.name in responses:
+                del parked.questions[question.name]
+                child.reply(question.id, responses[question.name])
         if parked.questions and not call.stream.final:
             again = Parked(key, child, call, name)
             again.questions = parked.questions
@@ -116,9 +148,6 @@ class Rounds:
                 del self._parked[state]
                 parked.child.detach(parked)
 
-    def _add(self, parked: Parked, identifier: str, message: Message) -> None:
-        parked.questions[f"{message.method}-{identifier}"] = (identifier, message)
-
     def _answer(self, parked: Parked, exchange: Exchange, identifier: str) -> None:
         """Answer the client with what is asked of it."""
         if len(self._parked) >= PARKED_MAX:
@@ -126,12 +155,31 @@ class Rounds:
             oldest.child.detach(oldest)
         state = secrets.token_urlsafe(24)
         self._parked[state] = parked
-        questions: dict[str, Any] = {}
-        for name, (_, asked) in parked.questions.items():
-            values = asked.values
-            questions[name] = {part: values[part] for part in ("method", "params") if part in values}
-        result = {"resultType": "input_required", "inputRequests": questions, "requestState": state}
-        exchange.stream.put(jsonrpc.result(identifier, result), final=True)
+        asked = ",".join(
+            f"{jsonrpc.dump(name)}:{question.text}" for name, question in parked.questions.items()
+        )
+        result = f'{{"resultType":"input_required","inputRequests":{{{asked}}},"requestState":"{state}"}}'
+        exchange.stream.put(jsonrpc.response(identifier, result), final=True)
+
+
+def _question(message: Message) -> Question:
+    text, members = message.text, message.members
+    parts = [(name, members[name]) for name in ("method", "params") if name in members]
+    asked = ",".join(f'"{name}":{text[part.start : part.end]}' for name, part in parts)
+    return Question(message.id or "null", f"{message.method}-{message.id}", f"{{{asked}}}")
+
+
+def _responses(message: Message) -> dict[str, str]:
+    """What the client says to each question, as text."""
+    place = message.locate("params", "inputResponses")
+    if place is None or not isinstance(place.value, dict):
+        return {}
+    members, _ = jsonrpc.scan_object(message.text, place.start)
+    return {
+        name: message.text[said.start : said.end]
+        for name, said in members.items()
+        if isinstance(said.value, dict)
+    }
 
 
 def asked_of(meta: dict[str, Any], key: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from gatehouse_bridge import jsonrpc
 from gatehouse_bridge.child import PROTOCOL_VERSIONS, Child
-from gatehouse_bridge.jsonrpc import Message
+from gatehouse_bridge.jsonrpc import Message, MessageError
 from gatehouse_bridge.stream import Stream
 from gatehouse_bridge.tools import Permit
 
@@ -61,12 +61,20 @@ class Session:
         return stream
 
     def request_now(self, message: Message) -> Stream:
-        """The same as `request` where the child's process is ready, or `initialize` is not for it."""
+        """The same as `request` where the child's process is ready, or `initialize` is not for it.
+
+        Raises:
+            MessageError: no child could take it.
+        """
         stream = self._new_stream()
         if self.child.shared and message.method == "initialize":
             stream.put(self._hello(message), final=True)
-        else:
+            return stream
+        try:
             self.child.request_now(self, message, stream)
+        except MessageError:
+            self.forget(stream)
+            raise
         return stream
 
     def _new_stream(self) -> Stream:

@@ -2,7 +2,7 @@
 
 Each request says for itself what the handshake said once; the bridge checks that. A server of the same age gets
 the rest as it is. For one of the older age the bridge takes it out, and puts what the new age wants into the answers.
-A server's own requests do not exist in this age, and the handshake offers it no client capabilities, so it makes none.
+A server's own requests do not exist in this age; `gatehouse_bridge.rounds` has what becomes of those of the older one.
 """
 
 import base64
@@ -12,6 +12,7 @@ from typing import Any
 from gatehouse_bridge import jsonrpc
 from gatehouse_bridge.child import (
     CAPABILITIES_KEY,
+    MALFORMED,
     PREFIX,
     PROTOCOL_VERSIONS,
     SUBSCRIPTION_KEY,
@@ -19,9 +20,10 @@ from gatehouse_bridge.child import (
     VERSION_KEY,
     Call,
     Child,
+    covers,
 )
 from gatehouse_bridge.http import Request
-from gatehouse_bridge.jsonrpc import Member, Message
+from gatehouse_bridge.jsonrpc import Member, Message, MessageError
 from gatehouse_bridge.stream import Stream
 from gatehouse_bridge.tools import Permit
 
@@ -82,11 +84,12 @@ class Refusal(Exception):  # noqa: N818  # what a request is answered with, not 
 
 
 def is_stateless(request: Request, message: Message | None = None) -> bool:
-    """Whether a request is of this age: it names a version that no session has, or carries its own."""
+    """Whether a request is of this age: it names a version that no session has, or carries its own and is of no session."""
     version = request.header(VERSION_HEADER)
-    if version is not None:
-        return version not in PROTOCOL_VERSIONS
-    return message is not None and VERSION_KEY in message.meta
+    if version is not None and version not in PROTOCOL_VERSIONS:
+        return True
+    in_session = version is not None and b"mcp-session-id" in request.headers
+    return not in_session and message is not None and VERSION_KEY in message.meta
 
 
 def unsupported(requested: Any) -> Refusal:
@@ -196,9 +199,9 @@ class Exchange:
     def _without(self) -> frozenset[str]:
         return frozenset() if self._child.modern else ENVELOPE
 
-    def take_up(self, call: Call) -> None:
-        """Take a call's answer, which an earlier request has begun."""
-        call.client, call.id, self.stream = self, self._message.id or "null", call.stream
+    def take_up(self, call: Call, token: str | None) -> None:
+        """Take a call's answer, which an earlier request has begun, and its progress under the token of this one."""
+        call.client, call.id, call.token, self.stream = self, self._message.id or "null", token, call.stream
         self._call = call
 
     def give_up(self) -> None:
@@ -212,6 +215,12 @@ class Exchange:
 
     def finish(self, text: str) -> tuple[int, str]:
         """A child's answer as this age has it, and its HTTP status."""
+        try:
+            return self._finished(text)
+        except MessageError:
+            return 200, jsonrpc.error(self._message.id, jsonrpc.INTERNAL_ERROR, MALFORMED)
+
+    def _finished(self, text: str) -> tuple[int, str]:
         members, _ = jsonrpc.scan_object(text)
         identifier = members["id"]
         if text[identifier.start : identifier.end] != self._message.id:
@@ -316,7 +325,8 @@ class Exchange:
 
     def _listens_to(self, method: str, text: str) -> bool:
         if method == UPDATED:
-            return Message.parse(text.encode()).param("uri") in self._filter.get("resourceSubscriptions", ())
+            uri = str(Message.parse(text.encode()).param("uri"))
+            return any(covers(wide, uri) for wide in self._filter.get("resourceSubscriptions", ()))
         return any(
             method == notification and name in self._filter for name, (_, notification) in LISTS.items()
         )

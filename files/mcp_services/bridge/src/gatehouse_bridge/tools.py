@@ -40,10 +40,7 @@ class Permit:
         params = message.members.get("params")
         name = None
         if params is not None and isinstance(params.value, dict):
-            try:
-                members, _ = jsonrpc.scan_object(message.text, params.start)
-            except ValueError:
-                raise MessageError(jsonrpc.INVALID_REQUEST, "A name stands twice in params") from None
+            members, _ = jsonrpc.scan_object(message.text, params.start)
             _plain(members)
             name = params.value.get("name")
         if message.method == "tools/call" and not (
@@ -52,18 +49,15 @@ class Permit:
             raise UnknownToolError
 
     def listed(self, text: str) -> str:
-        """An answer to `tools/list` without the tools that the person does not have."""
-        try:
-            message = Message.scanned(text)
-            tools = message.locate("result", "tools")
-            if tools is None:
-                return text
-            places = jsonrpc.scan_array(text, tools.start)
-        except ValueError:
-            # A list that cannot be read cannot be shortened.
-            raise MessageError(
-                jsonrpc.INTERNAL_ERROR, "The MCP server's list of tools is malformed"
-            ) from None
+        """An answer to `tools/list` without the tools that the person does not have.
+
+        Raises:
+            MessageError: a list that cannot be read cannot be shortened.
+        """
+        tools = Message.scanned(text).locate("result", "tools")
+        if tools is None:
+            return text
+        places = jsonrpc.scan_array(text, tools.start)
         kept = [
             text[place.start : place.end]
             for place in places
