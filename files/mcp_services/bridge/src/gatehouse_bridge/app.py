@@ -23,6 +23,8 @@ from gatehouse_bridge.http import (
     Scope,
     Send,
     TooLargeError,
+    TooMuchError,
+    TooSlowError,
     hostname,
 )
 from gatehouse_bridge.jsonrpc import Message, MessageError
@@ -34,15 +36,18 @@ from gatehouse_bridge.process import MAX_MESSAGE
 from gatehouse_bridge.rounds import Rounds
 from gatehouse_bridge.session import Session
 from gatehouse_bridge.settings import Settings
+from gatehouse_bridge.shares import Shares
 from gatehouse_bridge.stateless import Exchange, Refusal
-from gatehouse_bridge.stream import Stream
+from gatehouse_bridge.stream import Kept, Stream
 from gatehouse_bridge.tools import Permit, UnknownToolError
 from gatehouse_service import systemd
 from gatehouse_service.tools import groups_of
 
 EVENT_STREAM = b"text/event-stream"
-# The bodies of all requests under way together; above it new ones are told to come back.
+# The bodies of all requests that are being read or wait for a child; who has too much of it is told to come back.
 BODIES_MAX = 128 * 1024 * 1024
+# What is kept of all streams that nobody reads, for clients that may come back.
+KEPT_MAX = 64 * 1024 * 1024
 # A session that nobody is connected to for so long gives its place to one who needs it.
 EVICTABLE_SECONDS = 60.0
 # A person may take so long to answer what a server asks.
@@ -111,14 +116,15 @@ class App:
         self._exchanges: set[Exchange] = set()
         self._rounds = Rounds()
         self._mirrors: WeakKeyDictionary[Child, tuple[mirrored.Tools, float]] = WeakKeyDictionary()
-        self._bodies = 0
+        self._kept = Kept(KEPT_MAX)
+        self.bodies = Shares(BODIES_MAX)
         self._draining = False
         self._metrics.watch(
             children=lambda: self._pool.count,
             warm=lambda: self._pool.warm,
             most=settings.bridge_max_children,
             sessions=lambda: len(self._sessions),
-            bodies=lambda: self._bodies,
+            bodies=lambda: self.bodies.held,
             limits=launcher.limits,
         )
 
@@ -183,17 +189,6 @@ class App:
 
     # POST
 
-    def hold(self, size: int) -> bool:
-        """Count so many bytes of a request as under way, until `let_go`; not where that would be too many."""
-        if self._bodies + size > BODIES_MAX:
-            return False
-        self._bodies += size
-        return True
-
-    def let_go(self, size: int) -> None:
-        """These bytes are not needed any more."""
-        self._bodies -= size
-
     def begin(self, request: Request, body: bytes) -> Turn | None:
         """Begin a POST to `/mcp` whose body is there, if it is a message for a child that can take it at once.
 
@@ -204,7 +199,7 @@ class App:
             request.common = (
                 self._host_is_ours(request) and _is_json(request) and request.accepts(JSON, EVENT_STREAM)
             )
-        if not request.common or self._bodies + len(body) > BODIES_MAX:
+        if not request.common:
             return None
         try:
             message = Message.parse(body)
@@ -297,15 +292,13 @@ class App:
         if not request.accepts(JSON, EVENT_STREAM):
             await self._refuse(request, 406, "Accept must list application/json and text/event-stream")
             return
-        declared = request.header(b"content-length") or ""
-        size = min(int(declared), MAX_MESSAGE) if declared.isdecimal() else MAX_MESSAGE
-        if not self.hold(size):
-            await self._refuse(request, 503, "Too much under way", headers=[(b"retry-after", b"1")])
-            return
-        request.held = size
         try:
-            message = Message.parse(await request.body(MAX_MESSAGE))
+            message = Message.parse(await request.body(MAX_MESSAGE, partial(self._hold, request)))
             await self._serve(request, message)
+        except TooMuchError:
+            await self._refuse(request, 503, "Too much under way", headers=[(b"retry-after", b"1")])
+        except TooSlowError:
+            await self._refuse(request, 408, "The message did not come", headers=[(b"connection", b"close")])
         except TooLargeError:
             await self._refuse(request, 413, "The message is larger than 10 MiB")
         except DisconnectedError:
@@ -315,9 +308,15 @@ class App:
         finally:
             self._release(request)
 
+    def _hold(self, request: Request, size: int) -> bool:
+        """Count what has come of the body, until `_release`; not where that would be too much."""
+        held = self.bodies.take(self._user(request), size)
+        request.held += size if held else 0
+        return held
+
     def _release(self, request: Request) -> None:
         """The body is on its way to the child, or is not needed any more."""
-        self.let_go(request.held)
+        self.bodies.give(self._user(request), request.held)
         request.held = 0
 
     async def _serve(self, request: Request, message: Message) -> None:
@@ -364,7 +363,7 @@ class App:
             self._close(session, "not_initialized")
 
     def _open(self, request: Request, child: Child, user: str) -> Session:
-        session = Session(child, user, self._lost)
+        session = Session(child, user, self._lost, self._kept)
         self._sessions[session.id] = session
         self._log(
             "session_opened", session=session.id[:8], user=user, client=request.header(b"x-gatehouse-client")
@@ -538,8 +537,9 @@ class App:
                 exchange = Exchange(child, message, permit, key)
                 self._exchanges.add(exchange)
                 await exchange.begin()
-            self._release(request)
             listens = message.method == "subscriptions/listen"
+            if not listens:  # what it listens to is kept
+                self._release(request)
             await self._answer_stateless(request, exchange, None if listens else STATELESS_PATIENCE)
         except Refusal as refusal:
             await request.reply(refusal.status, refusal.response(message.id))

@@ -34,6 +34,8 @@ DISCOVER_SECONDS = 10.0
 TOKENS_KEPT = 1024
 # Requests of a child that its client may still answer.
 ASKED_KEPT = 1024
+# The requests that are about what a client hears of a resource.
+SUBSCRIPTIONS = frozenset({"resources/subscribe", "resources/unsubscribe"})
 # A child that floods rubbish gets its faults logged now and then only.
 RUBBISH_LOGGED = 20
 
@@ -218,6 +220,7 @@ class Child:
             ChildError: it cannot take the request.
         """
         call, text = self._begin(client, message, stream, without)
+        message.forget()
         if text:
             try:
                 await self.process.write(text)
@@ -245,7 +248,7 @@ class Child:
         if not self.process.usable:
             raise self._gone()
         number = self._next()
-        uri = message.param("uri")
+        uri = message.param("uri") if message.method in SUBSCRIPTIONS else None
         call = Call(
             number,
             client,

@@ -178,6 +178,7 @@ class Exchange:
             self.stream.put(self._discover(), final=True)
         elif self._message.method == "subscriptions/listen" and not self._child.modern:
             await self._listen()
+            self._message.forget()
         else:
             self._call = await self._child.request(self, self._message, self.stream, self._without)
 
@@ -187,6 +188,7 @@ class Exchange:
             self.stream.put(self._discover(), final=True)
         else:
             self._call = self._child.request_now(self, self._message, self.stream, self._without)
+            self._message.forget()
 
     @property
     def _discovers(self) -> bool:
