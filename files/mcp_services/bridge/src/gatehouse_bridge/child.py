@@ -138,8 +138,8 @@ class Child:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody uses it."""
-        return not self.clients and not self.calls
+        """Whether nobody uses it, nor the bridge itself."""
+        return not self.clients and not self.calls and not self._own
 
     async def handshake(self, capabilities: Mapping[str, Any]) -> None:
         """Initialize it on behalf of all its clients (MCP 2025-11-25, lifecycle).

@@ -6,7 +6,7 @@ A server's own requests do not exist in this age, and the handshake offers it no
 """
 
 import base64
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from gatehouse_bridge import jsonrpc
@@ -22,6 +22,7 @@ from gatehouse_bridge.child import (
 )
 from gatehouse_bridge.http import Request
 from gatehouse_bridge.jsonrpc import Member, Message
+from gatehouse_bridge.pool import Key
 from gatehouse_bridge.stream import Stream
 from gatehouse_bridge.tools import Permit
 
@@ -151,7 +152,7 @@ class Exchange:
         key: Whose the child is.
     """
 
-    def __init__(self, child: Child, message: Message, permit: Permit | None, key: Hashable) -> None:
+    def __init__(self, child: Child, message: Message, permit: Permit | None, key: Key) -> None:
         """See the class."""
         self.permit = permit
         self.key = key

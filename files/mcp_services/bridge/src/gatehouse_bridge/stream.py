@@ -176,7 +176,8 @@ class Stream:
             self._read = min(after, self._last)
             self._unread = sum(len(event.text) for event in self._events if event.number > self._read)
         self._reader = object()
-        self._note(0)
+        if self._kept:
+            self._note(0)
         self._wake()
         return self._reader
 
@@ -186,7 +187,8 @@ class Stream:
             self._reader = None
             self._release()
             self._trim()
-            self._note(self._size)
+            if self._keep is not None:
+                self._note(self._size)
             self._wake()
 
     def empty(self) -> None:
@@ -198,7 +200,8 @@ class Stream:
 
     def abandon(self) -> None:
         """Nobody can come back for it: nothing is kept once its reader has gone."""
-        self._note(0)
+        if self._kept:
+            self._note(0)
         self._keep = None
 
     def take(self, reader: object) -> list[Event] | None:
