@@ -133,6 +133,7 @@ def call(identifier: Any, name: str, arguments: dict[str, Any], token: Any) -> A
             print(arguments["text"], file=sys.stderr, flush=True)
             return "said"
         case "big":
+            time.sleep(arguments.get("seconds", 0))
             return "x" * arguments["bytes"]
         case "too_long":
             write({"id": identifier, "result": {"content": [], "filler": "x" * (11 * 1024 * 1024)}})
@@ -252,6 +253,8 @@ def main() -> None:
     time.sleep(float(os.environ.get("NASTY_DELAY", "0")))
     for line in sys.stdin:
         message = json.loads(line)
+        if os.environ.get("NASTY_START") == "strict" and not seen and message["method"] != "initialize":
+            sys.exit(4)
         seen.append({key: message.get(key) for key in ("id", "method", "params") if key in message})
         if "method" not in message:
             with answered:

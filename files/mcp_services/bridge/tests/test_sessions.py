@@ -197,10 +197,36 @@ async def test_a_broken_answer_is_resumed(common: Bridge) -> None:
     # And once more, after the end.
     async with session.stream(after=resumed.ids[-2]) as again:
         assert await again.rest() == messages[-1:]
-    for unknown in ("99-1", "x", "-", "1-x"):
+    for unknown in ("99-1", "x", "-", "1-x", f"1{'0' * 5000}-1"):
         assert (
             await session.http.get(session.url, headers=session.headers | {"Last-Event-ID": unknown})
         ).status_code == 400
+
+
+# covers: resume
+async def test_an_answer_that_was_written_to_a_proxy_may_not_have_come(common: Bridge) -> None:
+    session = await common.open()
+    async with session.stream(session.tool("sleep", identifier="s", seconds=0.7)) as events:
+        (answered,) = await events.rest()
+    for after in (events.ids[0], events.ids[0]):
+        async with session.stream(after=after) as resumed:
+            assert await resumed.rest() == [answered]
+
+
+# covers: resume
+async def test_a_client_that_comes_back_before_it_was_missed_takes_over(start: Start) -> None:
+    bridge = start(BRIDGE_IDLE_SECONDS=1)
+    session = await bridge.open()
+    call = asyncio.create_task(session.post(session.tool("sleep", identifier="s", seconds=0.4)))
+    await asyncio.sleep(0.1)
+    # The first request of a session opens its first stream.
+    async with session.stream(after="2-0") as events:
+        (message,) = await events.rest()
+    assert message["id"] == "s"
+    given_up = await call
+    assert (given_up.status_code, given_up.headers["content-type"]) == (200, "text/event-stream")
+    assert "data: {" not in given_up.text
+    eventually(lambda: bridge.health["sessions"] == 0)
 
 
 # covers: large

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -23,28 +24,36 @@ from gatehouse_bridge.http import (
     Scope,
     Send,
     TooLargeError,
+    TooMuchError,
+    TooSlowError,
     hostname,
 )
 from gatehouse_bridge.jsonrpc import Message, MessageError
 from gatehouse_bridge.launch import Launcher
 from gatehouse_bridge.log import Log
 from gatehouse_bridge.metrics import CONTENT_TYPE, Metrics
-from gatehouse_bridge.pool import Pool
+from gatehouse_bridge.pool import Key, Pool
 from gatehouse_bridge.process import MAX_MESSAGE
+from gatehouse_bridge.repeat import repeat
 from gatehouse_bridge.rounds import Rounds
 from gatehouse_bridge.session import Session
 from gatehouse_bridge.settings import Settings
+from gatehouse_bridge.shares import Shares
 from gatehouse_bridge.stateless import Exchange, Refusal
-from gatehouse_bridge.stream import Stream
+from gatehouse_bridge.stream import Kept, Stream
 from gatehouse_bridge.tools import Permit, UnknownToolError
 from gatehouse_service import systemd
 from gatehouse_service.tools import groups_of
 
 EVENT_STREAM = b"text/event-stream"
-# The bodies of all requests under way together; above it new ones are told to come back.
+# The bodies of all requests that are being read or wait for a child; who has too much of it is told to come back.
 BODIES_MAX = 128 * 1024 * 1024
-# A session that nobody is connected to for so long gives its place to one who needs it.
+# What is kept of all streams that nobody reads, for clients that may come back.
+KEPT_MAX = 64 * 1024 * 1024
+# A child that nobody has used for so long gives its place to one who needs it.
 EVICTABLE_SECONDS = 60.0
+# Sessions of one user; above it the one ends that he has left alone longest.
+SESSIONS_MAX = 1000
 # A person may take so long to answer what a server asks.
 ROUND_SECONDS = 600.0
 # The answer to a request of 2026-07-28 is plain JSON, with a telling status, unless it takes longer than this.
@@ -106,19 +115,23 @@ class App:
             settings.bridge_max_children,
             settings.bridge_warm,
             settings.bridge_idle_seconds,
+            self._make_room,
         )
         self._sessions: dict[str, Session] = {}
+        # How many of them each user has.
+        self._opened: Counter[str] = Counter()
         self._exchanges: set[Exchange] = set()
         self._rounds = Rounds()
         self._mirrors: WeakKeyDictionary[Child, tuple[mirrored.Tools, float]] = WeakKeyDictionary()
-        self._bodies = 0
+        self._kept = Kept(KEPT_MAX)
+        self.bodies = Shares(BODIES_MAX)
         self._draining = False
         self._metrics.watch(
             children=lambda: self._pool.count,
             warm=lambda: self._pool.warm,
             most=settings.bridge_max_children,
             sessions=lambda: len(self._sessions),
-            bodies=lambda: self._bodies,
+            bodies=lambda: self.bodies.held,
             limits=launcher.limits,
         )
 
@@ -156,7 +169,10 @@ class App:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
-        tasks = [asyncio.create_task(systemd.watchdog()), asyncio.create_task(self._reap())]
+        tasks = [
+            asyncio.create_task(systemd.watchdog()),
+            asyncio.create_task(repeat(min(5.0, self._idle_seconds / 4), self._reap)),
+        ]
         self._pool.begin()
         await send({"type": "lifespan.startup.complete"})
         await receive()
@@ -183,17 +199,6 @@ class App:
 
     # POST
 
-    def hold(self, size: int) -> bool:
-        """Count so many bytes of a request as under way, until `let_go`; not where that would be too many."""
-        if self._bodies + size > BODIES_MAX:
-            return False
-        self._bodies += size
-        return True
-
-    def let_go(self, size: int) -> None:
-        """These bytes are not needed any more."""
-        self._bodies -= size
-
     def begin(self, request: Request, body: bytes) -> Turn | None:
         """Begin a POST to `/mcp` whose body is there, if it is a message for a child that can take it at once.
 
@@ -204,7 +209,7 @@ class App:
             request.common = (
                 self._host_is_ours(request) and _is_json(request) and request.accepts(JSON, EVENT_STREAM)
             )
-        if not request.common or self._bodies + len(body) > BODIES_MAX:
+        if not request.common:
             return None
         try:
             message = Message.parse(body)
@@ -301,15 +306,13 @@ class App:
         if not request.accepts(JSON, EVENT_STREAM):
             await self._refuse(request, 406, "Accept must list application/json and text/event-stream")
             return
-        declared = request.header(b"content-length") or ""
-        size = min(int(declared), MAX_MESSAGE) if declared.isdecimal() else MAX_MESSAGE
-        if not self.hold(size):
-            await self._refuse(request, 503, "Too much under way", headers=[(b"retry-after", b"1")])
-            return
-        request.held = size
         try:
-            message = Message.parse(await request.body(MAX_MESSAGE))
+            message = Message.parse(await request.body(MAX_MESSAGE, partial(self._hold, request)))
             await self._serve(request, message)
+        except TooMuchError:
+            await self._refuse(request, 503, "Too much under way", headers=[(b"retry-after", b"1")])
+        except TooSlowError:
+            await self._refuse(request, 408, "The message did not come", headers=[(b"connection", b"close")])
         except TooLargeError:
             await self._refuse(request, 413, "The message is larger than 10 MiB")
         except DisconnectedError:
@@ -319,9 +322,15 @@ class App:
         finally:
             self._release(request)
 
+    def _hold(self, request: Request, size: int) -> bool:
+        """Count what has come of the body, until `_release`; not where that would be too much."""
+        held = self.bodies.take(self._user(request), size)
+        request.held += size if held else 0
+        return held
+
     def _release(self, request: Request) -> None:
         """The body is on its way to the child, or is not needed any more."""
-        self.let_go(request.held)
+        self.bodies.give(self._user(request), request.held)
         request.held = 0
 
     async def _serve(self, request: Request, message: Message) -> None:
@@ -355,10 +364,9 @@ class App:
             if self._draining:
                 raise ChildError("child_not_started", "The service is stopping; try again")
             if self._isolation == "per_session":
-                self._make_room(user)
                 child = await self._pool.own(user)
             else:
-                child = await self._joint(self._key(user, request), user)
+                child = await self._pool.joint(self._key(user, request), user, {})
         except ChildError as error:
             await self._failed(request, error, message.id)
             return
@@ -370,8 +378,12 @@ class App:
                 self._close(session, "not_initialized")
 
     def _open(self, request: Request, child: Child, user: str) -> Session:
-        session = Session(child, user, self._lost)
+        if self._opened[user] >= SESSIONS_MAX:
+            own = (session for session in self._sessions.values() if session.owner == user)
+            self._close(min(own, key=lambda s: (s.connections > 0, s.idle_since)), "evicted")
+        session = Session(child, user, self._lost, self._kept)
         self._sessions[session.id] = session
+        self._opened[user] += 1
         self._log(
             "session_opened", session=session.id[:8], user=user, client=request.header(b"x-gatehouse-client")
         )
@@ -478,17 +490,24 @@ class App:
         return session if session is not None and session.owner == self._user(request) else None
 
     def _make_room(self, user: str) -> None:
-        """Where every place is taken, close the session that has been left alone longest: the user's own first."""
-        if not self._pool.full:
-            return
+        """Have the child end that has been left alone longest, with its sessions: the user's own first."""
+        owners = {child: {*key[:1]} for key, child in self._pool.joint_children()}
+        for session in self._sessions.values():
+            owners.setdefault(session.child, set()).add(session.owner)
         now = time.monotonic()
-        left = [session for session in self._sessions.values() if not session.connections]
-        left = [s for s in left if s.owner == user or now - s.idle_since >= EVICTABLE_SECONDS]
+        left: list[tuple[bool, float, Child]] = []
+        for child, users in owners.items():
+            since = _left_since(child)
+            if since is not None and (users == {user} or now - since >= EVICTABLE_SECONDS):
+                left.append((users != {user}, since, child))
         if left:
-            self._close(min(left, key=lambda s: (s.owner != user, s.idle_since)), "evicted")
+            _, _, child = min(left, key=lambda each: each[:2])
+            for session in [session for session in self._sessions.values() if session.child is child]:
+                self._close(session, "evicted")
+            self._pool.release(child)
 
     def _close(self, session: Session, reason: str) -> None:
-        if self._sessions.pop(session.id, None) is None:
+        if not self._forget(session):
             return
         session.close()
         if not session.child.shared:
@@ -496,17 +515,23 @@ class App:
         self._log("session_closed", session=session.id[:8], reason=reason)
 
     def _lost(self, session: Session) -> None:
-        if self._sessions.pop(session.id, None) is not None:
+        if self._forget(session):
             self._log("session_closed", "warning", session=session.id[:8], reason="child_exited")
 
+    def _forget(self, session: Session) -> bool:
+        """Know a session no more; whether it was known."""
+        known = self._sessions.pop(session.id, None) is not None
+        self._opened[session.owner] -= known
+        if not self._opened[session.owner]:
+            del self._opened[session.owner]
+        return known
+
     async def _reap(self) -> None:
-        while True:
-            await asyncio.sleep(min(5.0, self._idle_seconds / 4))
-            now = time.monotonic()
-            self._rounds.expire(min(ROUND_SECONDS, self._idle_seconds))
-            for session in [*self._sessions.values()]:
-                if not session.connections and now - session.idle_since >= self._idle_seconds:
-                    self._close(session, "idle")
+        now = time.monotonic()
+        self._rounds.expire(min(ROUND_SECONDS, self._idle_seconds))
+        for session in [*self._sessions.values()]:
+            if not session.connections and now - session.idle_since >= self._idle_seconds:
+                self._close(session, "idle")
 
     # 2026-07-28
 
@@ -531,12 +556,15 @@ class App:
             # A server of that age makes something of `requestState` itself.
             again = message.param("requestState") is not None
             child = (
-                None if again and self._pool.ancient else await self._joint(key, user, offered, modern=True)
+                None
+                if again and self._pool.ancient
+                else await self._pool.joint(key, user, offered, modern=True)
             )
             if child is None or (again and not child.modern):
                 exchange = self._rounds.resume(key, message, permit)
                 self._exchanges.add(exchange)
             else:
+                child.one_client = self._isolation == "per_session"
                 if not child.modern:
                     child.on_ask = self._rounds.ask
                 elif message.method == "tools/call":
@@ -544,8 +572,9 @@ class App:
                 exchange = Exchange(child, message, permit, key)
                 self._exchanges.add(exchange)
                 await exchange.begin()
-            self._release(request)
             listens = message.method == "subscriptions/listen"
+            if not listens:  # what it listens to is kept
+                self._release(request)
             await self._answer_stateless(request, exchange, None if listens else STATELESS_PATIENCE)
         except Refusal as refusal:
             await request.reply(refusal.status, refusal.response(message.id))
@@ -590,24 +619,15 @@ class App:
 
     # Common
 
-    def _key(self, user: str, request: Request, offered: Mapping[str, Any] | None = None) -> Hashable:
+    def _key(self, user: str, request: Request, offered: Mapping[str, Any] | None = None) -> Key:
         """Who has the same child."""
-        keys: dict[str, Hashable] = {
+        keys: dict[str, Key] = {
             "shared": (),
             "per_user": (user,),
             # Without a session, what comes nearest to one: what one user does with one client, which can be asked the same.
             "per_session": (user, request.header(b"x-gatehouse-client") or "", jsonrpc.dump(offered or {})),
         }
         return keys[self._isolation]
-
-    async def _joint(
-        self, key: Hashable, user: str, offered: Mapping[str, Any] | None = None, modern: bool = False
-    ) -> Child:
-        if self._pool.existing(key, modern) is None:
-            self._make_room(user)
-        child = await self._pool.joint(key, user, offered or {}, modern)
-        child.one_client = self._isolation == "per_session"
-        return child
 
     def _permit(self, request: Request) -> Permit | None:
         if not self._tools.restrict:
@@ -633,6 +653,16 @@ class App:
         headers: Headers | None = None,
     ) -> None:
         await request.reply(status, jsonrpc.error(identifier, code, text), headers)
+
+
+def _left_since(child: Child) -> float | None:
+    """Since when nobody has used a child; None while somebody does."""
+    sessions = [client for client in child.clients if isinstance(client, Session)]
+    if len(sessions) < len(child.clients) or any(session.connections for session in sessions):
+        return None
+    if sessions:
+        return max(session.idle_since for session in sessions)
+    return child.idle_since if child.idle else None
 
 
 def _is_json(request: Request) -> bool:

@@ -36,6 +36,8 @@ TOKENS_KEPT = 1024
 ASKED_KEPT = 1024
 # How long what is kept so may be: a progress token, the id of a child's request.
 NAME_MAX = 1024
+# The requests that are about what a client hears of a resource.
+SUBSCRIPTIONS = frozenset({"resources/subscribe", "resources/unsubscribe"})
 # A child that floods rubbish gets its faults logged now and then only.
 RUBBISH_LOGGED = 20
 
@@ -170,8 +172,8 @@ class Child:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody uses it."""
-        return not self.clients and not self.calls
+        """Whether nobody uses it, nor the bridge itself."""
+        return not self.clients and not self.calls and not self._own
 
     async def handshake(self, capabilities: Mapping[str, Any]) -> None:
         """Initialize it on behalf of all its clients (MCP 2025-11-25, lifecycle).
@@ -254,6 +256,7 @@ class Child:
             MessageError: nor could any.
         """
         call, text = self._begin(client, message, stream, without)
+        message.forget()
         if text:
             try:
                 await self.process.write(text)
@@ -291,7 +294,7 @@ class Child:
         if not self.process.usable:
             raise self._gone()
         number = self._next()
-        uri = message.param("uri")
+        uri = message.param("uri") if message.method in SUBSCRIPTIONS else None
         call = Call(
             number,
             client,

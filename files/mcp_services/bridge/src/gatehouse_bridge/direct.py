@@ -13,7 +13,7 @@ from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from gatehouse_bridge.app import App, Turn
-from gatehouse_bridge.http import JSON, Headers, Request, Scope, plain
+from gatehouse_bridge.http import JSON, PROMPT_SECONDS, Headers, Request, Scope, plain
 from gatehouse_service.connection import Connection
 
 # A request with one of these is read, or answered, in another way.
@@ -32,9 +32,11 @@ def protocol(app: App) -> type[asyncio.Protocol]:
     """Uvicorn's protocol, with `app.begin` asked before the application is called."""
 
     class Direct(Connection):
-        # The body of a request that may be begun from here, as far as it has come, and how much of it is held between two reads.
+        # The body of a request that may be begun from here, as far as it has come, how much is held for it between two reads, and
+        # whose it is.
         _body: bytes | None = None
         _held = 0
+        _holder = ""
         # The last one: on a connection the next has the same headers, mostly.
         _request: Request | None = None
         _fields: Headers | None = None
@@ -44,7 +46,7 @@ def protocol(app: App) -> type[asyncio.Protocol]:
         _between = True
         _head = b""
         _size = 0
-        # What has been begun, who reads its stream, and until when its answer is one piece.
+        # What has been begun, who reads its stream, and until when its answer is one piece, or the body is waited for.
         _turn: Turn | None = None
         _reader: object = None
         _until = 0.0
@@ -60,7 +62,7 @@ def protocol(app: App) -> type[asyncio.Protocol]:
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
-            """Read on. A body that is still to come is waited for if it is a small one."""
+            """Read on. A body that is still to come is waited for, not for long, if it is a small one."""
             if len(data) == self._size and data.startswith(self._head) and self._between and self._is_free():
                 # The parser would find what it found in the same bytes before.
                 self._unset_keepalive_if_required()
@@ -70,9 +72,17 @@ def protocol(app: App) -> type[asyncio.Protocol]:
             super().data_received(data)
             self._came = b""
             if self._body is not None and not self._held:
-                size = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
-                if size <= SMALL and app.hold(size):
+                size, user = 0, b""
+                for name, value in self.headers:
+                    if name == b"content-length":
+                        size = int(value)
+                    elif name == b"x-gatehouse-user":
+                        user = value
+                self._holder = user.decode("latin-1")
+                if size <= SMALL and app.bodies.take(self._holder, size):
                     self._held = size
+                    self._until = self.loop.time() + PROMPT_SECONDS
+                    self._look_again()
                 else:
                     self._pass_on(self._body)
 
@@ -146,8 +156,8 @@ def protocol(app: App) -> type[asyncio.Protocol]:
             turn.stream.on_change = partial(self._go_on, turn)
             if turn.stream.final:
                 self._go_on(turn)
-            elif self._look is None:
-                self._look = self.loop.call_later(LOOK_SECONDS, self._look_after)
+            else:
+                self._look_again()
             return True
 
         def shutdown(self) -> None:
@@ -159,7 +169,7 @@ def protocol(app: App) -> type[asyncio.Protocol]:
             super().shutdown()
 
         def _let_go(self) -> None:
-            app.let_go(self._held)
+            app.bodies.give(self._holder, self._held)
             self._held = 0
 
         def _pass_on(self, body: bytes) -> None:
@@ -193,8 +203,9 @@ def protocol(app: App) -> type[asyncio.Protocol]:
 
         def _end(self, turn: Turn, complete: bool) -> None:
             self._turn = turn.stream.on_change = None
-            turn.stream.detach(self._reader)
+            # Before the stream has no reader: what need not be kept is not accounted for.
             turn.end(complete)
+            turn.stream.detach(self._reader)
 
         def _hand_over(self, turn: Turn) -> None:
             """Have it answered by a task, as a request under way like any other."""
@@ -222,15 +233,22 @@ def protocol(app: App) -> type[asyncio.Protocol]:
             )
             self._start_asgi_task(self.cycle, answer)
 
+        def _look_again(self) -> None:
+            if self._look is None:
+                self._look = self.loop.call_later(LOOK_SECONDS, self._look_after)
+
         def _look_after(self) -> None:
             self._look = None
-            if self._turn is None:
+            if self._turn is None and self._body is None:
                 return
             left = self._until - self.loop.time()
             if left > 0:
                 self._look = self.loop.call_later(min(left, LOOK_SECONDS), self._look_after)
-            else:
+            elif self._turn is not None:
                 self._hand_over(self._turn)
+            elif self._body is not None:
+                # One that is slow to come is for the application to wait for.
+                self._pass_on(self._body)
 
         def _is_under_way(self) -> bool:
             return self._turn is not None or self._body is not None or super()._is_under_way()

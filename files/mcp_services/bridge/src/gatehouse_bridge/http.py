@@ -36,8 +36,21 @@ EVENTS: Headers = [
 ]
 
 
+# A body may take so long, and beside that as long as it would at this rate, which every link has on which somebody works.
+BODY_SECONDS = 10.0
+BODY_BYTES_PER_SECOND = 32 * 1024
+
+
 class TooLargeError(Exception):
     """The body is larger than allowed."""
+
+
+class TooSlowError(Exception):
+    """The body does not come."""
+
+
+class TooMuchError(Exception):
+    """More than may be held of bodies."""
 
 
 class DisconnectedError(Exception):
@@ -116,25 +129,39 @@ class Request:
             kind in offered or kind.partition(b"/")[0] + b"/*" in offered for kind in types
         )
 
-    async def body(self, limit: int) -> bytes:
+    async def body(self, limit: int, hold: Callable[[int], bool]) -> bytes:
         """The whole body.
+
+        Args:
+            limit: Bytes that it may have.
+            hold: Asked for each part, by its size, whether it may be held.
 
         Raises:
             TooLargeError: it has more than `limit` bytes.
+            TooMuchError: a part may not be held.
+            TooSlowError: it takes too long.
             DisconnectedError: the client went before it had sent all.
         """
         declared = self.headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > limit:
             raise TooLargeError
         parts, size = [], 0
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
         while True:
-            message = await self._receive()
+            try:
+                async with asyncio.timeout_at(begun + BODY_SECONDS + size / BODY_BYTES_PER_SECOND):
+                    message = await self._receive()
+            except TimeoutError:
+                raise TooSlowError from None
             if message["type"] == "http.disconnect":
                 raise DisconnectedError
             part = message.get("body", b"")
             size += len(part)
             if size > limit:
                 raise TooLargeError
+            if not hold(len(part)):
+                raise TooMuchError
             parts.append(part)
             if not message.get("more_body", False):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -181,26 +208,25 @@ class Request:
             reader: Who reads the stream already on behalf of this request; None where nobody does.
 
         Returns:
-            Whether the client got all; False if it went, has to come back, or another connection took the stream over.
+            Whether the client got all in one piece. Of an event stream it is not known how much it got: it may come back.
         """
         reader = reader or stream.attach(after)
         watcher: asyncio.Task[None] | None = None
         try:
             if patience is not None:
-                if not stream.final and not stream.waiting:
+                if stream.is_quiet_for(reader):
                     await stream.wait(min(patience, PROMPT_SECONDS))
-                if not stream.final and not stream.waiting and patience > PROMPT_SECONDS:
+                if stream.is_quiet_for(reader) and patience > PROMPT_SECONDS:
                     watcher = asyncio.get_running_loop().create_task(self._watch(stream, reader))
                     await stream.wait(patience - PROMPT_SECONDS)
-                if stream.answered and stream.waiting == 1:
-                    events = stream.take(reader)
-                    if not events:
-                        return False
+                events = stream.take(reader) if stream.answered and stream.waiting == 1 else None
+                if events:
                     status, text = finish(events[0].text) if finish else (200, events[0].text)
                     await self.reply(status, text, headers)
                     return True
             watcher = watcher or asyncio.get_running_loop().create_task(self._watch(stream, reader))
-            return await self._events(stream, reader, headers, life, expire, prime, resumable, finish)
+            await self._events(stream, reader, headers, life, expire, prime, resumable, finish)
+            return False
         finally:
             stream.detach(reader)
             if watcher is not None:
@@ -218,9 +244,11 @@ class Request:
         prime: bool,
         resumable: bool,
         finish: Finish | None,
-    ) -> bool:
+    ) -> None:
         await self._send({"type": "http.response.start", "status": 200, "headers": [*EVENTS, *headers]})
         retry = f"retry: {RETRY_MILLISECONDS}\n" if resumable else ""
+        # Where another connection has taken over, what was read is that one's to say.
+        prime = prime and stream.is_read_by(reader)
         name = f"id: {stream.number}-{stream.read}\n" if prime else ""
         await self._send_part(f"{name}{retry}{'data:' if prime else ': open'}\n\n".encode())
         until = time.monotonic() + life
@@ -233,9 +261,8 @@ class Request:
                 stream.detach(reader)
             events = stream.take(reader)
             if events is None:
-                complete = stream.ended_for(reader)
                 await self._send({"type": "http.response.body", "body": b""})
-                return complete
+                return
             if not events:
                 quiet = await stream.wait(min(KEEP_ALIVE_SECONDS, left))
                 if quiet and left > KEEP_ALIVE_SECONDS:

@@ -23,6 +23,11 @@ MISSING_CLIENT_CAPABILITY = -32021
 UNSUPPORTED_PROTOCOL_VERSION = -32022
 
 
+# A message up to this length may lie in memory for as long as somebody waits for an answer; and so may the id and the method
+# of any.
+SHORT = 1024
+
+
 class MessageError(Exception):
     """Text that is not one JSON-RPC message. `code` is the JSON-RPC error code for it."""
 
@@ -248,6 +253,8 @@ class Message:
         if message.values.get("jsonrpc") != "2.0":
             raise MessageError(INVALID_REQUEST, 'Not a JSON-RPC message: "jsonrpc" must be "2.0"')
         message._check()
+        if len(text) > SHORT and max(len(message.id or ""), len(message.method or "")) > SHORT:
+            raise MessageError(INVALID_REQUEST, "Not a JSON-RPC message: the id or the method is too long")
         return message
 
     @property
@@ -324,6 +331,12 @@ class Message:
             if member is None:
                 return None
         return member
+
+    def forget(self) -> None:
+        """Keep of a long one only whose it is, and what: its text has been taken, and is not asked for again."""
+        if len(self.text) > SHORT:
+            self.text, self._place, self._members = "", None, None
+            self.values = {name: self.values[name] for name in ("id", "method") if name in self.values}
 
     def with_id(self, identifier: str) -> str:
         """The text of a request or response with this id instead of its own."""

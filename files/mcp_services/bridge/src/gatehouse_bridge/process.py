@@ -69,6 +69,15 @@ class Process:
         started = launcher.start(environment, self._mark)
         self._popen, self._group, self._temporary = started.popen, started.group, started.temporary
         self.pid = self._popen.pid
+        try:
+            self._pidfd = os.pidfd_open(self.pid)
+        except OSError:
+            # Nobody would learn of its end. What it may have started by now is an orphan, and is found as one.
+            with self._popen:
+                self._popen.kill()
+            if self._group is not None:
+                self._group.remove()
+            raise
         # Where memory runs out, a child is to go and not the bridge, which all others need.
         with suppress(OSError), open(f"/proc/{self.pid}/oom_score_adj", "w") as file:
             file.write(OOM_SCORE_ADJUST)
@@ -79,6 +88,8 @@ class Process:
         self.on_end: Callable[[], None] = _nothing
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.code: int | None = None
+        # Whether it is started to see if it takes a question: that it ends is then an answer, and no crash.
+        self.on_trial = False
         self._stdin = _Stdin()
         self._stdout = _Lines(self._line, self._long_line, self._output_ended)
         self._stderr = _Lines(self._print, self._print_beginning, _nothing, STDERR_LINE)
@@ -90,7 +101,6 @@ class Process:
     async def connect(self) -> None:
         """Connect the pipes. Until then nothing is read."""
         loop = asyncio.get_running_loop()
-        self._pidfd = os.pidfd_open(self.pid)
         loop.add_reader(self._pidfd, self._exited)
         stdin, stdout, stderr = self._popen.stdin, self._popen.stdout, self._popen.stderr
         await loop.connect_write_pipe(lambda: self._stdin, stdin)
@@ -108,6 +118,11 @@ class Process:
     def ready(self) -> bool:
         """Whether it takes a message at once."""
         return self.usable and self._stdin.drained
+
+    @property
+    def deaf_since(self) -> float | None:
+        """Since when what was sent to it waits to be read; None while there is not much that does."""
+        return self._stdin.full_since
 
     @property
     def stopping(self) -> bool:
@@ -198,7 +213,7 @@ class Process:
         os.close(self._pidfd)
         self.code = self._popen.wait()
         self._log("child_exited", pid=self.pid, status=self.code)
-        if self._stopping is None:
+        if self._stopping is None and not self.on_trial:
             self._metrics.crashed.inc()
         if self._output_open:
             self._await_last_words()
@@ -266,8 +281,9 @@ class _Stdin(asyncio.BaseProtocol):
     def __init__(self) -> None:
         self._waiting = bytearray()
         self._transport: asyncio.WriteTransport | None = None
-        # Set when it has room again; None while it has.
+        # Set when it has room again; None while it has. Since when it has none.
         self._room: asyncio.Event | None = None
+        self.full_since: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)
@@ -279,11 +295,12 @@ class _Stdin(asyncio.BaseProtocol):
 
     def pause_writing(self) -> None:
         self._room = self._room or asyncio.Event()
+        self.full_since = time.monotonic()
 
     def resume_writing(self) -> None:
         if self._room is not None:
             self._room.set()
-            self._room = None
+            self._room = self.full_since = None
 
     @property
     def drained(self) -> bool:

@@ -6,12 +6,13 @@ asked (`input_required`), and made again with what the client says to it. In bet
 
 import secrets
 import time
-from collections.abc import Hashable
+from collections import Counter
 from typing import Any, NamedTuple
 
 from gatehouse_bridge import jsonrpc
 from gatehouse_bridge.child import Call, Child, ChildError, progress_token
 from gatehouse_bridge.jsonrpc import Message
+from gatehouse_bridge.pool import Key
 from gatehouse_bridge.process import MAX_MESSAGE
 from gatehouse_bridge.stateless import NAMES, Exchange, Refusal
 from gatehouse_bridge.stream import Stream
@@ -19,7 +20,7 @@ from gatehouse_bridge.tools import Permit
 
 # What a client may be asked, by the capability that it declares.
 CAPABILITIES = ("elicitation", "roots", "sampling")
-# Calls that wait for their clients, all together; above it the oldest is cancelled.
+# Calls that wait for their clients, all together; above it the oldest is cancelled of the user who has most.
 PARKED_MAX = 1024
 # What may be asked in the middle of one call: so many questions, which have to fit one answer; and in all calls together.
 QUESTIONS_MAX = 64
@@ -47,7 +48,7 @@ class Parked:
 
     permit: Permit | None = None
 
-    def __init__(self, key: Hashable, child: Child, call: Call, name: object) -> None:
+    def __init__(self, key: Key, child: Child, call: Call, name: object) -> None:
         """See the class."""
         self.key = key
         self.child = child
@@ -108,7 +109,7 @@ class Rounds:
                 return True
         return False
 
-    def resume(self, key: Hashable, message: Message, permit: Permit | None) -> Exchange:
+    def resume(self, key: Key, message: Message, permit: Permit | None) -> Exchange:
         """Take a call up again with what its client says.
 
         Raises:
@@ -151,7 +152,9 @@ class Rounds:
     def _answer(self, parked: Parked, exchange: Exchange, identifier: str) -> None:
         """Answer the client with what is asked of it."""
         if len(self._parked) >= PARKED_MAX:
-            oldest = self._parked.pop(next(iter(self._parked)))
+            [(most, _)] = Counter(waiting.key[:1] for waiting in self._parked.values()).most_common(1)
+            first = next(state for state, waiting in self._parked.items() if waiting.key[:1] == most)
+            oldest = self._parked.pop(first)
             oldest.child.detach(oldest)
         state = secrets.token_urlsafe(24)
         self._parked[state] = parked

@@ -1,17 +1,21 @@
 """Sessions of clients that speak MCP 2024-11-05 to 2025-11-25 over streamable HTTP."""
 
+import re
 import secrets
 import time
 from collections.abc import Callable
+from functools import partial
 
 from gatehouse_bridge import jsonrpc
 from gatehouse_bridge.child import PROTOCOL_VERSIONS, Child
 from gatehouse_bridge.jsonrpc import Message, MessageError
-from gatehouse_bridge.stream import Stream
+from gatehouse_bridge.stream import Kept, Stream
 from gatehouse_bridge.tools import Permit
 
-# Streams that have ended and are kept for a client that lost its connection before it had read them.
+# Streams that have ended and are kept at least, for a client that lost its connection before it had read them.
 ENDED_KEPT = 16
+# `<stream>-<event>`, each no larger than one that was ever given.
+EVENT_ID = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
 
 
 class Session:
@@ -21,9 +25,10 @@ class Session:
         child: The child.
         owner: Who opened it, as the gateway says; the session is his alone.
         on_lost: Called when the session has come to its end without the client asking for it.
+        kept: Bounds what its streams keep for a client that is gone.
     """
 
-    def __init__(self, child: Child, owner: str, on_lost: "Callable[[Session], None]") -> None:
+    def __init__(self, child: Child, owner: str, on_lost: "Callable[[Session], None]", kept: Kept) -> None:
         """See the class."""
         self.id = secrets.token_urlsafe(24)
         self.owner = owner
@@ -39,7 +44,8 @@ class Session:
         self.version = ""
         self._on_lost = on_lost
         self._throttle = None if child.shared else child.throttle
-        self._standalone = Stream(0, self._throttle)
+        self._keep = partial(kept.note, owner)
+        self._standalone = Stream(0, self._throttle, self._keep)
         self._streams: dict[int, Stream] = {}
         self._numbers = 0
         child.attach(self)
@@ -79,11 +85,12 @@ class Session:
 
     def _new_stream(self) -> Stream:
         self._numbers += 1
-        stream = Stream(self._numbers, self._throttle)
-        if len(self._streams) > ENDED_KEPT:
-            ended = [number for number, old in self._streams.items() if old.final]
-            for number in ended[: max(0, len(ended) - ENDED_KEPT)]:
-                del self._streams[number]
+        stream = Stream(self._numbers, self._throttle, self._keep)
+        # Not at each one more: to look at all of them takes its time.
+        if len(self._streams) >= 2 * ENDED_KEPT:
+            ended = [old for old in self._streams.values() if old.final]
+            for old in ended[: max(0, len(ended) - ENDED_KEPT)]:
+                self.forget(old)
         self._streams[stream.number] = stream
         return stream
 
@@ -94,6 +101,7 @@ class Session:
             ChildError: the child cannot take it.
         """
         text = self.child.heard(self, message)
+        message.forget()
         if text:
             await self.child.send(text)
 
@@ -116,8 +124,9 @@ class Session:
             self.child.give_up(call)
 
     def forget(self, stream: Stream) -> None:
-        """The client has had all of a stream in one piece: it will not ask for it again."""
+        """Nobody will ask for a stream again."""
         self._streams.pop(stream.number, None)
+        stream.abandon()
 
     def stream(self, last_event_id: str | None) -> tuple[Stream, int | None] | None:
         """The stream that a GET asks for, and the number of the last event that the client has.
@@ -130,11 +139,12 @@ class Session:
         """
         if last_event_id is None:
             return self._standalone, None
-        stream_number, _, event_number = last_event_id.partition("-")
-        if not (stream_number.isdecimal() and event_number.isdecimal()):
+        found = EVENT_ID.fullmatch(last_event_id)
+        if found is None:
             return None
-        stream = self._standalone if stream_number == "0" else self._streams.get(int(stream_number))
-        return None if stream is None else (stream, int(event_number))
+        number, event = map(int, found.groups())
+        stream = self._streams.get(number) if number else self._standalone
+        return None if stream is None or stream.emptied else (stream, event)
 
     def left(self) -> None:
         """One of its connections has come to its end."""
@@ -176,9 +186,9 @@ class Session:
         return self._standalone
 
     def _finish(self) -> None:
-        self._standalone.finish()
-        for stream in self._streams.values():
+        for stream in (self._standalone, *self._streams.values()):
             stream.finish()
+            stream.abandon()
 
     def _hello(self, message: Message) -> str:
         """Answer `initialize` for a child that the bridge has initialized.

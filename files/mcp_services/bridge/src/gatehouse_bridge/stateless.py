@@ -6,7 +6,7 @@ A server's own requests do not exist in this age; `gatehouse_bridge.rounds` has 
 """
 
 import base64
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from gatehouse_bridge import jsonrpc
@@ -24,6 +24,7 @@ from gatehouse_bridge.child import (
 )
 from gatehouse_bridge.http import Request
 from gatehouse_bridge.jsonrpc import Member, Message, MessageError
+from gatehouse_bridge.pool import Key
 from gatehouse_bridge.stream import Stream
 from gatehouse_bridge.tools import Permit
 
@@ -154,7 +155,7 @@ class Exchange:
         key: Whose the child is.
     """
 
-    def __init__(self, child: Child, message: Message, permit: Permit | None, key: Hashable) -> None:
+    def __init__(self, child: Child, message: Message, permit: Permit | None, key: Key) -> None:
         """See the class."""
         self.permit = permit
         self.key = key
@@ -181,6 +182,7 @@ class Exchange:
             self.stream.put(self._discover(), final=True)
         elif self._message.method == "subscriptions/listen" and not self._child.modern:
             await self._listen()
+            self._message.forget()
         else:
             self._call = await self._child.request(self, self._message, self.stream, self._without)
 
@@ -190,6 +192,7 @@ class Exchange:
             self.stream.put(self._discover(), final=True)
         else:
             self._call = self._child.request_now(self, self._message, self.stream, self._without)
+            self._message.forget()
 
     @property
     def _discovers(self) -> bool:

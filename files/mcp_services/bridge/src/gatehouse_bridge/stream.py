@@ -1,6 +1,7 @@
 """What goes to a client: the events of one answer or of one event stream, kept so that they can be sent again."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,6 +20,39 @@ class Event(NamedTuple):
     text: str
 
 
+class Kept:
+    """What streams keep that nobody reads, for clients that may come back.
+
+    Above so many bytes the stream is emptied that was left first, of the user of whom most is kept: nobody can have another's
+    thrown away by having much.
+
+    Args:
+        most: So many bytes.
+    """
+
+    def __init__(self, most: int) -> None:
+        """See the class."""
+        self._most = most
+        self._total = 0
+        self._sizes: Counter[str] = Counter()
+        # Of each user, the one that was left first comes first.
+        self._streams: dict[str, dict[Stream, int]] = {}
+
+    def note(self, user: str, stream: "Stream", size: int) -> None:
+        """A user's stream keeps so much; 0 where it is read again, or nobody can come back for it."""
+        streams = self._streams.setdefault(user, {})
+        change = size - streams.pop(stream, 0)
+        if size:
+            streams[stream] = size
+        self._sizes[user] += change
+        self._total += change
+        if not streams:
+            del self._streams[user], self._sizes[user]
+        while self._total > self._most:
+            [(most, _)] = self._sizes.most_common(1)
+            next(iter(self._streams[most])).empty()
+
+
 class Stream:
     """A sequence of messages with at most one reader at a time.
 
@@ -26,10 +60,13 @@ class Stream:
         number: Names it within its session; 0 is the stream that a client opens with GET.
         throttle: Called with True when the reader falls behind, with False when it has caught up. None where
             the source serves others too and cannot wait: then the oldest messages are dropped.
+        keep: Called with how much it keeps that nobody reads, whenever that changes. None where nobody could come back for it.
     """
 
     __slots__ = (
         "_events",
+        "_keep",
+        "_kept",
         "_last",
         "_read",
         "_reader",
@@ -39,19 +76,24 @@ class Stream:
         "_unread",
         "_waiter",
         "answered",
-        "dropped",
         "final",
         "number",
         "on_change",
     )
 
-    def __init__(self, number: int, throttle: "Callable[[Stream, bool], None] | None" = None) -> None:
+    def __init__(
+        self,
+        number: int,
+        throttle: "Callable[[Stream, bool], None] | None" = None,
+        keep: "Callable[[Stream, int], None] | None" = None,
+    ) -> None:
         """See the class."""
         self.number = number
         self.final = False
         # Whether its last event is the answer that it was for.
         self.answered = False
-        self.dropped = 0
+        self._keep = keep
+        self._kept = 0
         self._throttle = throttle
         self._throttled = False
         # A list: a deque takes 700 bytes, also for the one event that most streams ever have.
@@ -93,9 +135,14 @@ class Stream:
         """Whether this event is the answer."""
         return self.answered and event.number == self._last
 
-    def ended_for(self, reader: object) -> bool:
-        """Whether this reader, and no later one, has come to its end."""
-        return self.final and self._reader is reader and not self.waiting
+    def is_quiet_for(self, reader: object) -> bool:
+        """Whether this reader has to wait for what comes, if anything does."""
+        return self._reader is reader and not self.final and not self.waiting
+
+    @property
+    def emptied(self) -> bool:
+        """Whether the answer was there, and could not be kept."""
+        return self.answered and not self._events
 
     def put(self, text: str, final: bool = False) -> None:
         """Add a message; after the final one the stream is at its end and takes no more."""
@@ -110,6 +157,8 @@ class Stream:
             self._throttled = True
             self._throttle(self, True)
         self._trim()
+        if self._reader is None:
+            self._note(self._size)
         self._wake()
 
     def finish(self) -> None:
@@ -127,6 +176,8 @@ class Stream:
             self._read = min(after, self._last)
             self._unread = sum(len(event.text) for event in self._events if event.number > self._read)
         self._reader = object()
+        if self._kept:
+            self._note(0)
         self._wake()
         return self._reader
 
@@ -136,7 +187,22 @@ class Stream:
             self._reader = None
             self._release()
             self._trim()
+            if self._keep is not None:
+                self._note(self._size)
             self._wake()
+
+    def empty(self) -> None:
+        """Keep nothing of it."""
+        self._events.clear()
+        self._size = self._unread = 0
+        self._read = self._last
+        self._note(0)
+
+    def abandon(self) -> None:
+        """Nobody can come back for it: nothing is kept once its reader has gone."""
+        if self._kept:
+            self._note(0)
+        self._keep = None
 
     def take(self, reader: object) -> list[Event] | None:
         """The events that are there, [] if none is; None at the end, or when another became the reader."""
@@ -157,19 +223,25 @@ class Stream:
     async def wait(self, seconds: float) -> bool:
         """Return when something happened, at the latest after so many seconds; whether nothing has."""
         loop = asyncio.get_running_loop()
+        # A reader from whom another has taken over may wait still.
+        _tell(self._waiter, quiet=False)
         waiter: asyncio.Future[bool] = loop.create_future()
         self._waiter = waiter
-        timer = loop.call_later(seconds, self._wake, True)
+        timer = loop.call_later(seconds, _tell, waiter, True)
         try:
             return await waiter
         finally:
             timer.cancel()
 
-    def _wake(self, quiet: bool = False) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(quiet)
+    def _wake(self) -> None:
+        _tell(self._waiter, quiet=False)
         if self.on_change is not None:
             self.on_change()
+
+    def _note(self, size: int) -> None:
+        if self._keep is not None and size != self._kept:
+            self._kept = size
+            self._keep(self, size)
 
     def _release(self) -> None:
         if self._throttled and self._throttle and (self._unread < LOW or not self.attached):
@@ -186,9 +258,13 @@ class Stream:
             if oldest.number > self._read:
                 if waiting or (self.attached and self._unread <= HIGH):
                     break
-                self.dropped += 1
                 self._unread -= len(oldest.text)
             old += 1
             self._size -= len(oldest.text)
         if old:
             del self._events[:old]
+
+
+def _tell(waiter: "asyncio.Future[bool] | None", quiet: bool) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(quiet)
