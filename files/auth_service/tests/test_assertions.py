@@ -12,7 +12,8 @@ from conftest import ECHO, ISSUER, REDIRECT, Browser, Fleet, Node, fleet_in
 from joserfc import jwt
 from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 
-from gatehouse_auth.store import digest
+from gatehouse_auth.oauth.keys import public_keys
+from gatehouse_auth.store import digest, keys_name
 
 TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 METHOD = "private_key_jwt"
@@ -225,8 +226,8 @@ def test_keys_that_the_client_publishes(own_fleet: Fleet) -> None:
         away = browser.exchange(client_id, code, **proof)
         assert away.status_code == 503
         until = time.time() + 600
-        copy = {"jwks": public(KEY), "fresh_until": until, "again_from": until}
-        own_fleet.redis.admin.set(f"gh:document:{digest(f'keys {PUBLISHED}')}", json.dumps(copy))
+        copy = {"url": PUBLISHED, "jwks": public(KEY), "fresh_until": until, "again_from": until}
+        own_fleet.redis.admin.set(f"gh:document:{digest(keys_name(client_id))}", json.dumps(copy))
         assert browser.exchange(client_id, code, **proof).status_code == 200
 
 

@@ -98,6 +98,19 @@ def test_read_update_delete(browser: Browser) -> None:
     assert browser.get(url, headers=bearer).status_code == 401
 
 
+# covers: dcr-flood
+def test_what_is_kept_of_a_client_is_bounded(browser: Browser) -> None:
+    long = [f"{REDIRECT}/{number}/{'x' * 250}" for number in range(20)]
+    refused = browser.post("/register", json={"redirect_uris": long, "token_endpoint_auth_method": "none"})
+    assert (refused.status_code, refused.json()["error"]) == (400, "invalid_client_metadata")
+    registered = browser.register(*long[:10], unknown="x" * 5000)
+    assert registered["redirect_uris"] == long[:10]
+    bearer = {"Authorization": f"Bearer {registered['registration_access_token']}"}
+    body = {"client_id": registered["client_id"], "redirect_uris": long}
+    refused = browser.put(registered["registration_client_uri"], headers=bearer, json=body)
+    assert (refused.status_code, refused.json()["error"]) == (400, "invalid_client_metadata")
+
+
 # covers: dcr-manage
 @pytest.mark.parametrize(
     "change",

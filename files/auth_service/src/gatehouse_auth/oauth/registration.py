@@ -1,5 +1,6 @@
 """Dynamic client registration (RFC 7591) and its management (RFC 7592), on Authlib's endpoints."""
 
+import json
 import time
 import unicodedata
 from dataclasses import dataclass, replace
@@ -42,6 +43,8 @@ TEXT_LIMIT = 2048
 KEYS = 10
 
 
+# What is kept of a client that may never be used (store.UNUSED_CLIENTS), as JSON.
+RECORD_BYTES = 4096
 @dataclass(frozen=True, slots=True)
 class JsonBody:
     """A JSON payload, as Authlib asks about it."""
@@ -132,6 +135,17 @@ def acceptable_keys(jwks: Any) -> dict[str, Any]:
 
 def visible(name: str) -> str:
     """A name without characters that hide, reorder, or break lines (Unicode categories C, Zl, Zp)."""
+def bounded(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What is to be kept of a client, if it is not too much.
+
+    Raises:
+        InvalidClientMetadataError: it is.
+    """
+    if len(json.dumps(metadata)) > RECORD_BYTES:
+        raise InvalidClientMetadataError(f"The metadata has more than {RECORD_BYTES} bytes.")
+    return metadata
+
+
     plain = "".join(
         " " if unicodedata.category(character) in ("Zl", "Zp") or character.isspace() else character
         for character in name
@@ -182,7 +196,7 @@ class Registration(ClientRegistrationEndpoint):
         secret = info.get("client_secret")
         self.client = Client(
             info["client_id"],
-            metadata,
+            bounded(metadata),
             secret_digest=digest(secret) if secret else "",
             registration_digest=digest(self._token),
             issued_at=info["client_id_issued_at"],
@@ -238,7 +252,7 @@ class Configuration(ClientConfigurationEndpoint):
 
     def update_client(self, client: Client, metadata: dict[str, Any], request: JsonRequest) -> Client:
         """Hand the client over; the commit saves it. What the update leaves out is gone (section 2.2)."""
-        self.updated = replace(client, metadata=metadata)
+        self.updated = replace(client, metadata=bounded(metadata))
         return self.updated
 
     def delete_client(self, client: Client, request: JsonRequest) -> None:
