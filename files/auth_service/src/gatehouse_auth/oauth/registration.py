@@ -128,7 +128,7 @@ def acceptable_keys(jwks: Any) -> dict[str, Any]:
         keys = public_keys(jwks)
     except ValueError:
         keys = []
-    if not 0 < len(keys) <= KEYS or any(key.is_private for key in keys):
+    if not 0 < len(keys) <= KEYS or any("d" in jwk for jwk in jwks["keys"] if isinstance(jwk, dict)):
         raise InvalidClientMetadataError(f"jwks must have 1 to {KEYS} public keys that can sign.")
     return {"keys": [key.as_dict(private=False) for key in keys]}
 
