@@ -14,6 +14,7 @@ from authlib.oauth2.rfc7591 import (
     InvalidRedirectURIError,
 )
 from authlib.oauth2.rfc7592 import ClientConfigurationEndpoint
+from joserfc.errors import JoseError
 
 from gatehouse_auth import redirects
 from gatehouse_auth.oauth.assertions import METHOD
@@ -41,10 +42,10 @@ TEXTS = (
 NAME_LIMIT = 100
 TEXT_LIMIT = 2048
 KEYS = 10
-
-
 # What is kept of a client that may never be used (store.UNUSED_CLIENTS), as JSON.
 RECORD_BYTES = 4096
+
+
 @dataclass(frozen=True, slots=True)
 class JsonBody:
     """A JSON payload, as Authlib asks about it."""
@@ -133,8 +134,6 @@ def acceptable_keys(jwks: Any) -> dict[str, Any]:
     return {"keys": [key.as_dict(private=False) for key in keys]}
 
 
-def visible(name: str) -> str:
-    """A name without characters that hide, reorder, or break lines (Unicode categories C, Zl, Zp)."""
 def bounded(metadata: dict[str, Any]) -> dict[str, Any]:
     """What is to be kept of a client, if it is not too much.
 
@@ -146,6 +145,8 @@ def bounded(metadata: dict[str, Any]) -> dict[str, Any]:
     return metadata
 
 
+def visible(name: str) -> str:
+    """A name without characters that hide, reorder, or break lines (Unicode categories C, Zl, Zp)."""
     plain = "".join(
         " " if unicodedata.category(character) in ("Zl", "Zp") or character.isspace() else character
         for character in name
@@ -249,6 +250,17 @@ class Configuration(ClientConfigurationEndpoint):
         if data.setdefault("token_endpoint_auth_method", method) != method:
             raise InvalidClientMetadataError("token_endpoint_auth_method cannot be changed.")
         return super().create_update_client_response(client, request)
+
+    def extract_client_metadata(self, request: JsonRequest) -> dict[str, Any]:
+        """As Authlib does, which also prints what is wrong."""
+        claims = ClientMetadata(
+            dict(request.payload.data), {}, ClientMetadata.get_claims_options(self._metadata), self._metadata
+        )
+        try:
+            claims.validate()
+        except JoseError as error:
+            raise InvalidClientMetadataError(error.description) from error
+        return dict(claims.get_registered_claims())
 
     def update_client(self, client: Client, metadata: dict[str, Any], request: JsonRequest) -> Client:
         """Hand the client over; the commit saves it. What the update leaves out is gone (section 2.2)."""
