@@ -352,9 +352,14 @@ class AssertionGrant(IDJAGGrant):
         claims = self.request.id_jag_claims
         if "tenant" in claims:
             return None
+        settings, service = self.server.settings, self.server.service
         self.request.granted_scope = granted_scope(
-            self.server.settings, self.server.service, (self.request.scope or "").replace(OFFLINE_ACCESS, "")
+            settings, service, (self.request.scope or "").replace(OFFLINE_ACCESS, "")
         )
+        # These come with every grant, so a provider that withholds one of them withholds the service.
+        needed = settings.resources[service].scopes
+        if "scope" in claims and not set(needed) <= set(claims["scope"].split()):
+            raise InvalidScopeError("The assertion does not allow what the service needs.")
         return self.server.vouched(claims)  # type: ignore[no-any-return]
 
     def check_id_jag_permission(self, client: Client, user: Identity, scopes: list[str]) -> bool:
