@@ -213,6 +213,7 @@ class CodeCredential:
     """An authorization code, as Authlib asks about it."""
 
     code: Code
+    compared: bool
 
     @property
     def code_challenge(self) -> str:
@@ -220,8 +221,9 @@ class CodeCredential:
         return self.code.code_challenge
 
     def get_redirect_uri(self) -> str:
-        """Where the code was sent."""
-        return self.code.redirect_uri
+        """What a `redirect_uri` is compared with. OAuth 2.1 has none here any more: PKCE binds the code. Yet
+        a client of OAuth 2.0 that sends it has to send the right one (section 10.2)."""
+        return self.code.redirect_uri if self.compared else ""
 
     def get_scope(self) -> str:
         """What was granted."""
@@ -262,7 +264,9 @@ class AuthorizationCodeGrant(grants.AuthorizationCodeGrant):
     def query_authorization_code(self, code: str, client: Client) -> CodeCredential | None:
         """The code, if this client got it."""
         held = self.server.code
-        return CodeCredential(held) if held is not None and held.grant.client_id == client.client_id else None
+        if held is None or held.grant.client_id != client.client_id:
+            return None
+        return CodeCredential(held, compared=self.request.payload.redirect_uri is not None)
 
     def delete_authorization_code(self, authorization_code: CodeCredential) -> None:
         """The commit marks it as used."""
