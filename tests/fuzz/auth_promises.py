@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from gatehouse_auth import redirects
 from gatehouse_auth.check import header_value
-from gatehouse_auth.documents import DocumentRefused, parse
+from gatehouse_auth.documents import DocumentRefused, DocumentUnavailable, parse
 from gatehouse_auth.identity.base import ProviderUnavailable
 from gatehouse_auth.identity.oidc import Description, OpenID, _nonce
 from gatehouse_auth.keyring import Keyring
@@ -197,7 +197,7 @@ def document(data: bytes) -> None:
     """A client's document is refused, or is one that says of itself what it is."""
     try:
         kept = parse(DOCUMENT_URL, data, CUSTOM)
-    except DocumentRefused:
+    except (DocumentRefused, DocumentUnavailable):
         return
     read = json.loads(data)
     assert read["client_id"] == DOCUMENT_URL

@@ -3,6 +3,7 @@
 import json
 import secrets
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,8 @@ from conftest import ECHO, ISSUER, REDIRECT, Browser, Fleet, Node, fleet_in
 from joserfc import jwt
 from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 
-from gatehouse_auth.store import digest
+from gatehouse_auth.oauth.keys import public_keys
+from gatehouse_auth.store import digest, keys_name
 
 TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 METHOD = "private_key_jwt"
@@ -23,6 +25,16 @@ PUBLISHED = "https://client.example.test/keys.json"
 
 def public(*keys: Key) -> dict[str, Any]:
     return {"keys": [key.as_dict(private=False) for key in keys]}
+
+
+def rsa(modulus_bits: int, exponent_bits: int) -> dict[str, Any]:
+    """A key set of somebody who has chosen the numbers."""
+    numbers = (secrets.randbits(bits) | 1 << bits - 1 | 1 for bits in (modulus_bits, exponent_bits))
+    n, e = (
+        urlsafe_b64encode(number.to_bytes((number.bit_length() + 7) // 8, "big")).rstrip(b"=").decode()
+        for number in numbers
+    )
+    return {"keys": [{"kty": "RSA", "n": n, "e": e}]}
 
 
 @pytest.fixture(scope="module")
@@ -172,9 +184,10 @@ def test_two_ways_at_once_and_half_a_way(
     [
         (ECKey.generate_key("P-384"), "ES384"),
         (RSAKey.generate_key(2048), "PS256"),
+        (RSAKey.generate_key(4096), "RS256"),
         (OKPKey.generate_key("Ed25519"), "EdDSA"),
     ],
-    ids=["ES384", "PS256", "EdDSA"],
+    ids=["ES384", "PS256", "RS256", "EdDSA"],
 )
 def test_a_client_registers_its_key(browser: Browser, key: Key, algorithm: str) -> None:
     registered = browser.register(token_endpoint_auth_method=METHOD, jwks=public(key))
@@ -204,14 +217,26 @@ def test_a_client_registers_its_key(browser: Browser, key: Key, algorithm: str) 
         {"jwks": public(*[ECKey.generate_key("P-256") for _ in range(11)])},
         {"jwks": public(KEY), "jwks_uri": PUBLISHED},
         {"jwks": "x"},
+        {"jwks": rsa(3072, 3071)},
+        {"jwks": rsa(2048, 33)},
+        {"jwks": rsa(8192, 17)},
+        {"jwks": {"keys": [1] * 33}},
+        {"jwks": {"keys": [rsa(2048, 17)["keys"][0] | {"d": "A" * 60_000}]}},
         {"jwks_uri": PUBLISHED},  # nothing is fetched where client documents are off
     ],
-    ids=str,
+    ids=range(14),
 )
 def test_keys_that_cannot_be_registered(browser: Browser, metadata: dict[str, Any]) -> None:
     body = {"redirect_uris": [REDIRECT], "token_endpoint_auth_method": METHOD, **metadata}
     answer = browser.post("/register", json=body)
     assert (answer.status_code, answer.json()["error"]) == (400, "invalid_client_metadata")
+
+
+def test_only_what_is_public_counts_of_a_key() -> None:
+    whole = RSAKey.generate_key(2048, {"kid": "one", "x5c": ["A" * 1000]}).as_dict(private=True)
+    [key] = public_keys({"keys": [whole, *rsa(4096, 33)["keys"], *rsa(4200, 17)["keys"]]})
+    assert not key.is_private
+    assert key.as_dict().keys() == {"kty", "n", "e", "kid"}
 
 
 # covers: private-key-jwt
@@ -225,8 +250,8 @@ def test_keys_that_the_client_publishes(own_fleet: Fleet) -> None:
         away = browser.exchange(client_id, code, **proof)
         assert away.status_code == 503
         until = time.time() + 600
-        copy = {"jwks": public(KEY), "fresh_until": until, "again_from": until}
-        own_fleet.redis.admin.set(f"gh:document:{digest(f'keys {PUBLISHED}')}", json.dumps(copy))
+        copy = {"url": PUBLISHED, "jwks": public(KEY), "fresh_until": until, "again_from": until}
+        own_fleet.redis.admin.set(f"gh:document:{digest(keys_name(client_id))}", json.dumps(copy))
         assert browser.exchange(client_id, code, **proof).status_code == 200
 
 

@@ -4,7 +4,8 @@ import asyncio
 import json
 import ssl
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,8 +19,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from joserfc.jwk import ECKey
+from joserfc.jwk import ECKey, RSAKey
 
+import gatehouse_auth.store
 from gatehouse_auth import documents
 from gatehouse_auth.connections import connect
 from gatehouse_auth.documents import (
@@ -31,8 +33,7 @@ from gatehouse_auth.documents import (
     lifetime,
     parse,
 )
-from gatehouse_auth.oauth.client import Client
-from gatehouse_auth.store import Store, digest
+from gatehouse_auth.store import Store, digest, keys_name
 
 URL = "https://client.example.test/oauth/client.json"
 DOCUMENT = {
@@ -49,14 +50,17 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.body: Any = DOCUMENT
         self.status = 200
-        self.headers: dict[str, str] = {}
+        self.headers = {"Content-Type": "application/json"}
         self.drip = 0.0
+        self.silent = False
         self.asked = 0
         site = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 site.asked += 1
+                while site.silent:
+                    time.sleep(0.05)
                 body = site.body if isinstance(site.body, bytes) else json.dumps(site.body).encode()
                 self.send_response(site.status)
                 for name, value in site.headers.items():
@@ -163,25 +167,29 @@ def test_which_identifiers_are_documents(url: str, good: bool) -> None:
 # covers: cimd-ssrf
 @pytest.mark.parametrize("found", [["127.0.0.1"], ["93.184.215.14", "10.0.0.1"], ["::1"], []])
 def test_a_name_with_any_address_that_is_not_public_is_refused(found: list[str]) -> None:
-    with pytest.raises(DocumentRefused):
+    with pytest.raises(DocumentUnavailable):
         asyncio.run(Fetcher(addresses(*found)).fetch(URL))
 
 
 def test_a_document_is_fetched(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    site.headers = {"Cache-Control": "Max-Age=600"}
-    body, cache_control = asyncio.run(site.fetcher(monkeypatch).fetch(URL))
-    assert json.loads(body) == DOCUMENT
-    assert lifetime(cache_control) == 600
+    site.headers = {"Cache-Control": "Max-Age=600", "Content-Type": "Application/JSON; charset=utf-8"}
+    published = asyncio.run(site.fetcher(monkeypatch).fetch(URL))
+    assert json.loads(published.body) == DOCUMENT
+    assert published.media_type == "application/json"
+    assert lifetime(published.cache_control) == 600
 
 
 # covers: cimd-ssrf
 @pytest.mark.parametrize(
     ("status", "headers", "body", "error"),
     [
-        (302, {"Location": "https://127.0.0.1/x"}, b"", DocumentRefused),
+        (302, {"Location": "https://127.0.0.1/x"}, b"", DocumentUnavailable),
         (404, {}, b"", DocumentRefused),
+        (410, {}, b"", DocumentRefused),
+        (403, {}, b"", DocumentUnavailable),
+        (429, {}, b"", DocumentUnavailable),
         (500, {}, b"", DocumentUnavailable),
-        (200, {}, b"x" * 20_000, DocumentRefused),
+        (200, {}, b"x" * 20_000, DocumentUnavailable),
     ],
 )
 def test_answers_that_are_no_document(
@@ -233,9 +241,15 @@ def test_documents_that_are_refused(change: dict[str, Any]) -> None:
         parse(URL, json.dumps(document).encode(), frozenset())
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"null", b"\xff", b"[" * 10_000])
+@pytest.mark.parametrize("body", [b"[]", b"null", b'"x"', b"{}"])
 def test_what_is_not_a_document(body: bytes) -> None:
     with pytest.raises(DocumentRefused):
+        parse(URL, body, frozenset())
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff", b"[" * 10_000, b"<html>", b'{"client_id": '])
+def test_what_says_nothing_of_the_document(body: bytes) -> None:
+    with pytest.raises(DocumentUnavailable):
         parse(URL, body, frozenset())
 
 
@@ -254,34 +268,154 @@ def test_how_long_a_document_is_fresh(cache_control: str, seconds: int) -> None:
     assert lifetime(cache_control) == seconds
 
 
+@asynccontextmanager
+async def known_by(
+    site: Site, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Documents, Store]]:
+    """What is known of the site's documents, of which nothing was before."""
+    redis = connect(fleet.redis.url, fleet.redis.password).commands
+    store = Store(redis, access_seconds=3600, refresh_seconds=3600, grace_seconds=30)
+    known = Documents(store, frozenset(), site.fetcher(monkeypatch))
+    await store.forget_document(URL)
+    yield known, store
+    site.silent = False
+    await known.close()
+    await store.forget_document(URL)
+    await redis.aclose()
+
+
+async def age(store: Store, name: str = URL) -> None:
+    """The copy is not fresh any more, and what could not be had may be asked for again."""
+    record = await store.document(name)
+    assert record is not None
+    await store.save_document(name, {**record, "fresh_until": 0, "again_from": 0})
+
+
 # covers: cimd
 def test_the_copy_is_used_while_fresh_and_the_last_good_one_in_an_outage(
     site: Site, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def walk() -> list[Client | None]:
-        redis = connect(fleet.redis.url, fleet.redis.password).commands
-        store = Store(redis, access_seconds=3600, refresh_seconds=3600, grace_seconds=30)
-        known = Documents(store, frozenset(), site.fetcher(monkeypatch))
-        seen = list(await asyncio.gather(*(known.client(URL) for _ in range(5))))
-        assert site.asked == 1
-        record = await store.document(URL)
-        assert record is not None
-        await store.save_document(URL, {**record, "fresh_until": 0})
-        site.status = 503
-        seen.append(await known.client(URL))
-        assert site.asked == 2
-        site.status = 404
-        seen.append(await known.client(URL))
-        site.status = 500
-        with pytest.raises(DocumentUnavailable):
-            await known.client(URL)
-        await known.close()
-        await redis.aclose()
-        return seen
+    async def walk() -> None:
+        async with known_by(site, fleet, monkeypatch) as (known, store):
+            seen = list(await asyncio.gather(*(known.client(URL) for _ in range(5))))
+            assert site.asked == 1
+            assert all(client is not None and client.check_redirect_uri(REDIRECT) for client in seen)
+            await age(store)
+            site.status = 503
+            assert await known.client(URL) is not None
+            assert await known.client(URL) is not None
+            assert site.asked == 2, "what could not be had is not asked for again at once"
+            await age(store)
+            site.status = 404
+            assert await known.client(URL) is None
+            site.status = 500
+            with pytest.raises(DocumentUnavailable):
+                await known.client(URL)
 
-    *good, gone = asyncio.run(walk())
-    assert all(client is not None and client.check_redirect_uri(REDIRECT) for client in good)
-    assert gone is None
+    asyncio.run(walk())
+
+
+# covers: cimd
+def test_nobody_waits_long_for_a_site_that_does_not_answer(
+    site: Site, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "PATIENCE_SECONDS", 0.3)
+
+    async def walk() -> None:
+        async with known_by(site, fleet, monkeypatch) as (known, store):
+            await known.client(URL)
+            await age(store)
+            site.silent = True
+            since = time.monotonic()
+            assert None not in await asyncio.gather(*(known.client(URL) for _ in range(60)))
+            assert time.monotonic() - since < 1
+            assert site.asked == 2, "one question for all"
+            site.body, site.silent = {**DOCUMENT, "client_name": "Renamed"}, False
+            for _ in range(100):
+                client = await known.client(URL)
+                assert client is not None
+                if client.name == "Renamed":
+                    break
+                await asyncio.sleep(0.02)
+            assert client is not None
+            assert client.name == "Renamed", "the answer counts, though nobody has waited for it"
+            assert site.asked == 2
+
+    asyncio.run(walk())
+
+
+# covers: cimd
+@pytest.mark.parametrize(
+    ("status", "kind", "body", "kept"),
+    [
+        (403, "text/html", b"are you a robot?", True),
+        (401, "application/json", b"{}", True),
+        (302, "text/html", b"", True),
+        (200, "text/html", b"<html>back soon</html>", True),
+        (200, "application/json", b'{"client_id": ', True),
+        (200, "text/plain", json.dumps(DOCUMENT).encode(), True),
+        (200, "application/client+json", json.dumps(DOCUMENT).encode(), True),
+        (404, "text/html", b"", False),
+        (410, "text/html", b"", False),
+        (200, "application/json", json.dumps({**DOCUMENT, "redirect_uris": []}).encode(), False),
+    ],
+)
+def test_only_its_own_site_ends_a_document(
+    site: Site,
+    fleet: Fleet,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    kind: str,
+    body: bytes,
+    kept: bool,
+) -> None:
+    async def walk() -> None:
+        async with known_by(site, fleet, monkeypatch) as (known, store):
+            await known.client(URL)
+            await age(store)
+            site.status, site.headers, site.body = status, {"Content-Type": kind}, body
+            assert (await known.client(URL) is not None) is kept
+            assert (await store.document(URL) is not None) is kept
+
+    asyncio.run(walk())
+
+
+# covers: cimd
+def test_a_document_that_others_may_have_left_there_is_none(
+    site: Site, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def walk() -> None:
+        async with known_by(site, fleet, monkeypatch) as (known, _):
+            site.headers = {"Content-Type": "text/plain"}
+            with pytest.raises(DocumentUnavailable):
+                await known.client(URL)
+
+    asyncio.run(walk())
+
+
+# covers: cimd
+def test_strangers_do_not_use_up_what_people_need(
+    site: Site, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def walk() -> None:
+        async with known_by(site, fleet, monkeypatch) as (known, store):
+            await known.client(URL)
+            fleet.redis.admin.expire(f"gh:document:{digest(URL)}", 30 * 86400)  # a grant came of it
+            site.status = 404
+            refusals = 0
+            for number in range(30):
+                try:
+                    assert await known.client(f"{URL}?{number}") is None
+                except DocumentUnavailable:
+                    refusals += 1
+            assert refusals >= 5, "a host is not asked as often as strangers like"
+            site.status, site.body = 200, {**DOCUMENT, "client_name": "Renamed"}
+            await age(store)
+            client = await known.client(URL)
+            assert client is not None
+            assert client.name == "Renamed"
+
+    asyncio.run(walk())
 
 
 # covers: cimd
@@ -312,34 +446,55 @@ def test_keys_are_read_again_when_they_may_have_changed(
     keys_url = "https://client.example.test/keys.json"
 
     async def walk() -> None:
-        redis = connect(fleet.redis.url, fleet.redis.password).commands
-        store = Store(redis, access_seconds=3600, refresh_seconds=3600, grace_seconds=30)
-        known = Documents(store, frozenset(), site.fetcher(monkeypatch))
+        async with known_by(site, fleet, monkeypatch) as (known, store):
 
-        async def kids(*, again: bool = False) -> list[Any]:
-            return [key.get("kid") for key in await known.keys(keys_url, again=again)]
+            async def kids(url: str = keys_url, *, again: bool = False) -> list[Any]:
+                return [key.get("kid") for key in await known.keys(URL, url, again=again)]
 
-        def publish(kid: str) -> None:
-            key = ECKey.generate_key("P-256", {"kid": kid}).as_dict(private=False)
-            site.body = {"keys": [key, {"kty": "future"}]}
+            def publish(kid: str) -> None:
+                key = ECKey.generate_key("P-256", {"kid": kid}).as_dict(private=False)
+                site.body = {"keys": [key, {"kty": "future"}]}
 
-        publish("one")
-        assert await kids() == ["one"]
-        publish("two")
-        assert await kids() == ["one"]
-        assert await kids(again=True) == ["one"], "not again at once"
-        monkeypatch.setattr(documents, "KEYS_SECONDS", 0)
-        record = await store.document(f"keys {keys_url}")
-        assert record is not None
-        await store.save_document(f"keys {keys_url}", {**record, "again_from": 0})
-        assert await kids(again=True) == ["two"]
-        site.status = 503
-        assert await kids(again=True) == ["two"]
-        site.status, site.body = 200, b"[]"
-        assert await kids(again=True) == []
-        assert await kids() == ["two"], "what is no key set replaces none"
-        await known.close()
-        await redis.aclose()
+            publish("one")
+            assert await kids() == ["one"]
+            publish("two")
+            assert await kids() == ["one"]
+            assert await kids(again=True) == ["one"], "not again at once"
+            await age(store, keys_name(URL))
+            assert await kids(again=True) == ["two"]
+            await age(store, keys_name(URL))
+            site.status = 503
+            assert await kids(again=True) == ["two"]
+            assert await kids() == ["two"]
+            await age(store, keys_name(URL))
+            site.status, site.body = 200, b"<html>back soon</html>"
+            assert await kids(again=True) == ["two"]
+            publish("three")
+            assert await kids(f"{keys_url}?elsewhere") == ["three"]
+            await age(store, keys_name(URL))
+            site.body = {"keys": []}
+            assert await kids(f"{keys_url}?elsewhere") == []
+            assert await store.document(keys_name(URL)) is None
+
+    asyncio.run(walk())
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [ECKey.generate_key("P-256").as_dict(private=False)] * 11,
+        [RSAKey.generate_key(4096).as_dict(private=False)] * 6,
+        [ECKey.generate_key("P-256").as_dict(private=True)],
+    ],
+    ids=["many", "long", "secret"],
+)
+def test_key_sets_that_are_refused(
+    site: Site, fleet: Fleet, monkeypatch: pytest.MonkeyPatch, keys: list[Any]
+) -> None:
+    async def walk() -> None:
+        async with known_by(site, fleet, monkeypatch) as (known, _):
+            site.body = {"keys": keys}
+            assert await known.keys(URL, "https://client.example.test/keys.json") == []
 
     asyncio.run(walk())
 
@@ -353,8 +508,8 @@ def test_it_is_advertised_and_internal_addresses_are_not_reached(fleet: Fleet, b
     with node.browser() as guarded:
         assert guarded.get(path).json()["client_id_metadata_document_supported"] is True
         page = guarded.authorize("https://localhost/client.json")
-        assert page.status_code == 400
-        assert "not known here" in page.text
+        assert page.status_code == 503
+        assert "cannot be fetched" in page.text
 
 
 # covers: cimd
@@ -370,3 +525,50 @@ def test_a_client_with_a_document_signs_in(fleet: Fleet) -> None:
         assert node.check(tokens.access).headers["x-gatehouse-client"] == URL
         assert browser.refresh(URL, tokens.refresh).status_code == 200
     fleet.redis.admin.delete(f"gh:document:{digest(URL)}")
+
+
+# covers: dcr-flood
+def test_a_document_lives_for_a_day_and_with_its_grants(own_fleet: Fleet) -> None:
+    node = own_fleet.start(client_documents="true")
+    redis = own_fleet.redis.admin
+    own, keys = (f"gh:document:{digest(name)}" for name in (URL, keys_name(URL)))
+
+    def unused() -> None:
+        for key in (own, keys):
+            redis.set(key, json.dumps(record), ex=86400)
+            redis.zadd("gh:clients:unused", {key: time.time()})
+
+    def used() -> bool:
+        return all(redis.ttl(key) > 37 * 86400 - 60 for key in (own, keys)) and not redis.exists(
+            "gh:clients:unused"
+        )
+
+    metadata = parse(URL, json.dumps(DOCUMENT).encode(), frozenset())
+    record = {"metadata": metadata, "fresh_until": time.time() + 600}
+    unused()
+    with node.browser() as browser:
+        tokens = browser.tokens(URL)
+        assert used()
+        assert redis.zscore("gh:clients", URL) is not None
+        unused()
+        assert browser.refresh(URL, tokens.refresh).status_code == 200
+        assert used()
+
+
+# covers: dcr-flood
+def test_documents_that_nobody_uses_are_counted(
+    site: Site, own_fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gatehouse_auth.store, "UNUSED_CLIENTS", 3)
+
+    async def walk() -> None:
+        async with known_by(site, own_fleet, monkeypatch) as (known, store):
+            for number in range(5):
+                url = f"{URL}?{number}"
+                site.body = {**DOCUMENT, "client_id": url}
+                assert await known.client(url) is not None
+                assert 0 < own_fleet.redis.admin.ttl(f"gh:document:{digest(url)}") <= 86400
+            kept = [await store.document(f"{URL}?{number}") for number in range(5)]
+            assert [record is not None for record in kept].count(True) == 3
+
+    asyncio.run(walk())

@@ -17,7 +17,7 @@ from joserfc.jwk import ECKey
 from test_assertions import TYPE, public, signed
 
 from gatehouse_auth.documents import parse
-from gatehouse_auth.store import digest
+from gatehouse_auth.store import digest, keys_name
 
 KEY = ECKey.generate_key("P-256", {"kid": "chatgpt"})
 
@@ -137,7 +137,7 @@ def publish(fleet: Fleet, client: Client) -> None:
     fresh = {"fresh_until": until, "again_from": until}
     for name, record in (
         (client.document, {"metadata": metadata}),
-        (f"keys {client.metadata.get('jwks_uri')}", {"jwks": public(KEY)}),
+        (keys_name(client.document), {"url": client.metadata.get("jwks_uri"), "jwks": public(KEY)}),
     ):
         fleet.redis.admin.set(f"gh:document:{digest(name)}", json.dumps({**record, **fresh}), ex=600)
 

@@ -149,6 +149,10 @@ def test_words_that_are_worth_nothing(
         ({}, {"resource": FILES}, "invalid_target"),
         ({}, {"scope": "root"}, "invalid_scope"),
         ({"scope": "root"}, {}, "invalid_scope"),
+        ({"scope": ""}, {}, "invalid_scope"),
+        ({"scope": "offline_access"}, {}, "invalid_scope"),
+        ({"scope": "offline_access"}, {"scope": "offline_access"}, "invalid_scope"),
+        ({"scope": 7}, {}, "invalid_grant"),
         ({"resource": FILES, "scope": None, "email": "ana@example.com"}, {}, "invalid_grant"),
     ],
 )
@@ -156,6 +160,16 @@ def test_what_it_can_be_used_for(
     browser: Browser, upstream: OpenIDStandIn, changes: dict[str, Any], form: dict[str, str], error: str
 ) -> None:
     assert exchange(browser, signed(upstream, **changes), BASIC, **form).json()["error"] == error
+
+
+# covers: id-jag
+@pytest.mark.parametrize("scope", ["mcp", "offline_access mcp", None])
+def test_a_provider_may_allow_what_the_service_needs_or_leave_it_open(
+    browser: Browser, upstream: OpenIDStandIn, scope: str | None
+) -> None:
+    answer = exchange(browser, signed(upstream, scope=scope))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["scope"] == "mcp"
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,62 @@ def test_read_update_delete(browser: Browser) -> None:
 @pytest.mark.parametrize(
     "change",
     [
+        {"jwks": None},
+        {"client_uri": None},
+        {"client_secret": None},
+        {"scope": "openid profile"},
+        {"response_types": ["what", "code"]},
+        {"unknown": {"a": 1}},
+    ],
+    ids=str,
+)
+def test_an_update_keeps_what_a_registration_would(browser: Browser, change: dict[str, Any]) -> None:
+    """A null counts as left out (RFC 7592 section 2.2)."""
+    registered = browser.register(client_uri="https://client.example.test/about")
+    bearer = {"Authorization": f"Bearer {registered['registration_access_token']}"}
+    body = {"client_id": registered["client_id"], "redirect_uris": [REDIRECT], **change}
+    updated = browser.put(registered["registration_client_uri"], headers=bearer, json=body)
+    assert updated.status_code == 200, updated.text
+    assert not change.keys() - {"response_types"} & updated.json().keys()
+    assert "client_uri" not in updated.json()
+
+
+# covers: dcr-manage
+def test_a_refused_update_writes_nothing_but_its_record(browser: Browser, node: Node) -> None:
+    registered = browser.register()
+    bearer = {"Authorization": f"Bearer {registered['registration_access_token']}"}
+    body = {
+        "client_id": registered["client_id"],
+        "redirect_uris": [REDIRECT],
+        "logo_uri": "http://client.example.test/logo",
+    }
+    refused = browser.put(registered["registration_client_uri"], headers=bearer, json=body)
+    assert (refused.status_code, refused.json()["error"]) == (400, "invalid_client_metadata")
+    [record] = [
+        record
+        for record in node.records("registration_management")  # each line of the log is JSON
+        if record["client"] == registered["client_id"]
+    ]
+    assert record["outcome"] == "deny"
+
+
+# covers: dcr-flood
+def test_what_is_kept_of_a_client_is_bounded(browser: Browser) -> None:
+    long = [f"{REDIRECT}/{number}/{'x' * 250}" for number in range(20)]
+    refused = browser.post("/register", json={"redirect_uris": long, "token_endpoint_auth_method": "none"})
+    assert (refused.status_code, refused.json()["error"]) == (400, "invalid_client_metadata")
+    registered = browser.register(*long[:10], unknown="x" * 5000)
+    assert registered["redirect_uris"] == long[:10]
+    bearer = {"Authorization": f"Bearer {registered['registration_access_token']}"}
+    body = {"client_id": registered["client_id"], "redirect_uris": long}
+    refused = browser.put(registered["registration_client_uri"], headers=bearer, json=body)
+    assert (refused.status_code, refused.json()["error"]) == (400, "invalid_client_metadata")
+
+
+# covers: dcr-manage
+@pytest.mark.parametrize(
+    "change",
+    [
         {"client_id": "other"},
         {"client_secret": "guess"},
         {"registration_access_token": "x"},

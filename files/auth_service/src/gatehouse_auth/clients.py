@@ -73,7 +73,7 @@ class Clients:
         url = client.metadata.get("jwks_uri")
         if self._documents is None or not isinstance(url, str) or not is_document_url(url):
             return []
-        return await self._documents.keys(url, again=again)
+        return await self._documents.keys(client.client_id, url, again=again)
 
     async def get(self, client_id: str | None) -> Client | None:
         """The client, or None where there is none.

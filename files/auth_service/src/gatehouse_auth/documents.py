@@ -6,11 +6,12 @@ address that was checked is the one that is connected to, and size and time are 
 """
 
 import asyncio
-import json
 import re
 import ssl
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,27 +24,43 @@ from gatehouse_auth.oauth.assertions import METHOD
 from gatehouse_auth.oauth.client import Client
 from gatehouse_auth.oauth.keys import public_keys
 from gatehouse_auth.oauth.messages import parsed_json
-from gatehouse_auth.oauth.registration import acceptable_metadata
+from gatehouse_auth.oauth.registration import acceptable_keys, acceptable_metadata, bounded
 from gatehouse_auth.redirects import is_plain_host
-from gatehouse_auth.store import Store
+from gatehouse_auth.store import Store, keys_name
 from gatehouse_service.guard import AddressRefused, GuardedBackend, Resolve, is_public, resolve
 
 URL_LIMIT = 512
 BYTES_LIMIT = 16 * 1024
 FETCH_SECONDS = 5.0
+# How long somebody waits for news of what there is a copy of.
+PATIENCE_SECONDS = 1.0
 FRESH_SECONDS = (300, 86400)
+# Nothing is asked for again sooner: neither what could not be had, nor keys for a signature by another one.
+AGAIN_SECONDS = 30
+# As many as the limits of `Documents` let be under way at once: nobody waits behind a stranger's slow site.
+CONNECTIONS = 150
 MAX_AGE = re.compile(r"(?:^|[,\s])max-age=(\d{1,9})")
-# A signature by a key that is not known lets the keys be read again after this long.
-KEYS_SECONDS = 30
 NEVER_FRESH = re.compile(r"\bno-(?:store|cache)\b")
+JSON = re.compile(r"application/(?:[a-z0-9!#$&^_.+-]+\+)?json\Z")
+
+Record = dict[str, Any]
 
 
 class DocumentUnavailable(Exception):  # noqa: N818 - it is an answer: try again later
-    """The document cannot be had right now."""
+    """What the document says cannot be known right now."""
 
 
 class DocumentRefused(Exception):  # noqa: N818 - it is an answer: there is no such client
     """There is no such document, or it is not one of a client that can be accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a site answered."""
+
+    body: bytes
+    media_type: str = ""
+    cache_control: str = ""
 
 
 def is_document_url(client_id: str) -> bool:
@@ -77,36 +94,41 @@ class Fetcher:
     ) -> None:
         self._pool = httpcore.AsyncConnectionPool(
             trust or ssl.create_default_context(),
-            max_connections=8,
+            max_connections=CONNECTIONS,
             max_keepalive_connections=0,
             network_backend=GuardedBackend(resolver, lambda _host, address: allowed(address)),
         )
 
-    async def fetch(self, url: str) -> tuple[bytes, str]:
-        """The document's bytes and its `Cache-Control`.
+    async def fetch(self, url: str) -> Published:
+        """What is at a URL. Only a site that says so has nothing there: a challenge to prove that one is no
+        robot, a redirect, or a name server that is wrong say nothing of the document.
 
         Raises:
-            DocumentRefused: not found, a redirect, too large, or at an address that is not public.
-            DocumentUnavailable: no answer in time, or a server's fault.
+            DocumentRefused: it is not there, or not any more.
+            DocumentUnavailable: any other answer than the document, or none in time.
         """
         try:
             async with (
                 asyncio.timeout(FETCH_SECONDS),
                 self._pool.stream("GET", url, headers=[("Accept", "application/json")]) as response,
             ):
-                if response.status >= 500 or response.status == 429:
-                    raise DocumentUnavailable(str(response.status))
-                if response.status != 200:
+                if response.status in (404, 410):
                     raise DocumentRefused(str(response.status))
+                if response.status != 200:
+                    raise DocumentUnavailable(str(response.status))
                 body = b""
                 async for chunk in response.aiter_stream():
                     body += chunk
                     if len(body) > BYTES_LIMIT:
-                        raise DocumentRefused("too large")
-                headers = {name.lower(): value for name, value in response.headers}
-                return body, headers.get(b"cache-control", b"").decode("latin-1").lower()
+                        raise DocumentUnavailable("too large")
+                headers = {name.lower(): value.decode("latin-1").lower() for name, value in response.headers}
+                return Published(
+                    body,
+                    headers.get(b"content-type", "").partition(";")[0].strip(),
+                    headers.get(b"cache-control", ""),
+                )
         except AddressRefused as error:
-            raise DocumentRefused("address") from error
+            raise DocumentUnavailable("address") from error
         except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
             raise DocumentUnavailable(type(error).__name__) from error
         except (TimeoutError, OSError) as error:
@@ -126,40 +148,49 @@ def lifetime(cache_control: str) -> int:
     return max(least, min(most, int(match[1])))
 
 
+def _json(body: bytes) -> Any:
+    try:
+        return parsed_json(body)
+    except OAuth2Error:
+        raise DocumentUnavailable("no JSON") from None
+
+
 def parse(url: str, body: bytes, custom: frozenset[str]) -> dict[str, Any]:
     """The client's metadata.
 
     Raises:
         DocumentRefused: not a document of a client that can be accepted.
+        DocumentUnavailable: no document at all.
     """
+    document = _json(body)
     try:
-        document: Any = parsed_json(body)
         if document["client_id"] != url or not isinstance(document["client_name"], str):
             raise DocumentRefused("client_id or client_name")
         method = document.get("token_endpoint_auth_method", "none")
         kept = acceptable_metadata(document, custom, fetches=True)
+        # No secret can be shared with the whole world (section 4.1 of the draft): a key, or nothing.
+        by_key = method == METHOD
+        if (method != "none" and not by_key) or "client_secret" in document:
+            raise DocumentRefused("token_endpoint_auth_method")
+        names = ["client_name", "redirect_uris", "grant_types", "response_types"]
+        names += [name for name in ("jwks", "jwks_uri") if by_key and name in kept]
+        return bounded({**{name: kept[name] for name in names}, "token_endpoint_auth_method": method})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OAuth2Error):
         raise DocumentRefused("content") from None
-    # No secret can be shared with the whole world (section 4.1 of the draft): a key, or nothing.
-    by_key = method == METHOD
-    if (method != "none" and not by_key) or "client_secret" in document:
-        raise DocumentRefused("token_endpoint_auth_method")
-    names = ["client_name", "redirect_uris", "grant_types", "response_types"]
-    names += [name for name in ("jwks", "jwks_uri") if by_key and name in kept]
-    return {**{name: kept[name] for name in names}, "token_endpoint_auth_method": method}
 
 
 class Documents:
     """Clients by document, with a copy that the nodes share: fresh as long as its server says, and the last
-    good one while the server cannot be reached."""
+    good one until its server says something else."""
 
     def __init__(self, store: Store, custom: frozenset[str], fetcher: Fetcher) -> None:
         self._store = store
         self._custom = custom
         self._fetcher = fetcher
+        # Each twice: what people use does not wait for what strangers name.
         self._hosts = Limiter(Rate(burst=20, per_second=0.5))
-        self._all = Limiter(Rate(burst=100, per_second=5))
-        self._under_way: dict[str, asyncio.Lock] = {}
+        self._all = Limiter(Rate(burst=50, per_second=5))
+        self._under_way: dict[str, asyncio.Task[Record | None]] = {}
 
     async def client(self, url: str) -> Client | None:
         """The client, or None where its document says that there is none.
@@ -168,65 +199,91 @@ class Documents:
             DocumentUnavailable: it cannot be known right now.
             StoreUnavailable: likewise.
         """
-        lock = self._under_way.setdefault(url, asyncio.Lock())
-        try:
-            async with lock:
-                return await self._client(url)
-        finally:
-            if not lock.locked():
-                self._under_way.pop(url, None)
-
-    async def _client(self, url: str) -> Client | None:
         copy = await self._store.document(url)
-        if copy is not None and time.time() < copy["fresh_until"]:
-            return Client(url, copy["metadata"])
-        try:
-            if self._hosts.take(str(urlsplit(url).hostname)) or self._all.take("all"):
-                raise DocumentUnavailable("limit")
-            body, cache_control = await self._fetcher.fetch(url)
-            metadata = parse(url, body, self._custom)
-        except DocumentUnavailable:
-            if copy is None:
-                raise
-            return Client(url, copy["metadata"])
-        except DocumentRefused:
-            await self._store.forget_document(url)
-            return None
-        await self._store.save_document(
-            url, {"metadata": metadata, "fresh_until": time.time() + lifetime(cache_control)}
-        )
-        return Client(url, metadata)
+        if copy is None or copy["fresh_until"] <= time.time():
+            copy = await self._news(url, url, copy, self._described, PATIENCE_SECONDS)
+        return None if copy is None else Client(url, copy["metadata"])
 
-    async def keys(self, url: str, *, again: bool = False) -> list[Key]:
+    async def keys(self, client_id: str, url: str, *, again: bool = False) -> list[Key]:
         """A client's keys (RFC 7517 section 5): read again when they may have changed, though not at once.
 
         Raises:
             DocumentUnavailable: they cannot be known right now.
             StoreUnavailable: likewise.
         """
-        # A name of its own: the same URL may be a client's.
-        name, now = f"keys {url}", time.time()
+        name = keys_name(client_id)
         copy = await self._store.document(name)
-        if copy is not None and now < copy["again_from" if again else "fresh_until"]:
-            return public_keys(copy["jwks"])
+        if copy is not None and copy["url"] != url:
+            copy = None
+        if copy is None or copy["again_from" if again else "fresh_until"] <= time.time():
+            # With the copy alone, whoever has a new key would be told that it is wrong.
+            patience = None if again else PATIENCE_SECONDS
+            copy = await self._news(name, url, copy, _key_set, patience)
+        return [] if copy is None else public_keys(copy["jwks"])
+
+    async def _news(
+        self,
+        name: str,
+        url: str,
+        copy: Record | None,
+        judge: Callable[[str, Published], Record],
+        patience: float | None,
+    ) -> Record | None:
+        """What is published now: one question for all who want to know. Where that takes long, the copy."""
+        asking = self._under_way.get(name)
+        if asking is None:
+            asking = asyncio.create_task(self._ask(name, url, copy, judge))
+            self._under_way[name] = asking
+            asking.add_done_callback(partial(self._asked, name))
+        await asyncio.wait([asking], timeout=patience if copy is not None else None)
+        return asking.result() if asking.done() else copy
+
+    def _asked(self, name: str, asking: "asyncio.Task[Record | None]") -> None:
+        del self._under_way[name]
+        if not asking.cancelled():
+            asking.exception()  # told to whoever still waits, if anyone does
+
+    async def _ask(
+        self, name: str, url: str, copy: Record | None, judge: Callable[[str, Published], Record]
+    ) -> Record | None:
         try:
-            if self._hosts.take(str(urlsplit(url).hostname)) or self._all.take("all"):
+            lane = "used" if copy is not None and await self._store.document_used(name) else "new"
+            if self._hosts.take(f"{lane} {urlsplit(url).hostname}") or self._all.take(lane):
                 raise DocumentUnavailable("limit")
-            body, cache_control = await self._fetcher.fetch(url)
-            jwks = json.loads(body)
-            keys = public_keys(jwks)
+            published = await self._fetcher.fetch(url)
+            record = judge(url, published)
         except DocumentUnavailable:
             if copy is None:
                 raise
-            return public_keys(copy["jwks"])
-        except (DocumentRefused, ValueError, RecursionError):
-            return []
-        await self._store.save_document(
-            name,
-            {"jwks": jwks, "fresh_until": now + lifetime(cache_control), "again_from": now + KEYS_SECONDS},
-        )
-        return keys
+            again = time.time() + AGAIN_SECONDS
+            copy = {**copy, "fresh_until": max(copy["fresh_until"], again), "again_from": again}
+            await self._store.replace_document(name, copy)
+            return copy
+        except DocumentRefused:
+            await self._store.forget_document(name)
+            return None
+        now = time.time()
+        record |= {"fresh_until": now + lifetime(published.cache_control), "again_from": now + AGAIN_SECONDS}
+        await self._store.save_document(name, record)
+        return record
+
+    def _described(self, url: str, published: Published) -> Record:
+        # The draft wants it said: not everybody who may leave a text on a site speaks for it.
+        if not JSON.match(published.media_type):
+            raise DocumentUnavailable("media type")
+        return {"metadata": parse(url, published.body, self._custom)}
 
     async def close(self) -> None:
         """Close what is open."""
+        asking = list(self._under_way.values())
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
         await self._fetcher.close()
+
+
+def _key_set(url: str, published: Published) -> Record:
+    try:
+        return {"url": url, "jwks": bounded(acceptable_keys(_json(published.body)))}
+    except OAuth2Error:
+        raise DocumentRefused("keys") from None

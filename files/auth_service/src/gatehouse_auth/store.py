@@ -18,6 +18,7 @@ from typing import Any, Literal, cast
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
+from gatehouse_auth import redirects
 from gatehouse_auth.identity.base import Identity
 from gatehouse_auth.together import Together
 
@@ -32,6 +33,8 @@ POLL_SECONDS = 5
 POLL_MILLISECONDS = 4500
 UNUSED_CLIENT_SECONDS = 86400
 UNUSED_CLIENTS = 50_000
+# Sign-ins that are under way: the newest. Whoever begins more than that does not fill the memory with them.
+FLOWS = 15_000
 SESSION_SECONDS = 3600
 # How many people, clients and decisions operators can look through: those that were active last.
 PEOPLE, CLIENTS, DECISIONS = 10_000, 10_000, 500
@@ -54,6 +57,11 @@ IN_TIME = ("finish_flow", "finish_device", "redeem_code", "rotate_refresh")
 def digest(secret: str) -> str:
     """How a secret is stored and looked up: its SHA-256 in hexadecimal."""
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def keys_name(client_id: str) -> str:
+    """The document of a client's keys, by name: one that several clients point to is kept for each."""
+    return f"keys {client_id}"
 
 
 def new_mark() -> str:
@@ -207,6 +215,16 @@ class Undo:
         return cls("undo", (proof, *keys), (value,), keys)
 
 
+def _document(name: str) -> str:
+    return f"gh:document:{digest(name)}"
+
+
+def _client_keys(client_id: str) -> list[str]:
+    """What there may be of a client: its registration or its document, and the keys that it publishes."""
+    own = _document(client_id) if redirects.is_web(client_id) else f"gh:client:{client_id}"
+    return [own, _document(keys_name(client_id))]
+
+
 class _UnknownScript(Exception):  # noqa: N818
     """Redis does not have the script yet."""
 
@@ -252,7 +270,7 @@ class Store:
                 "redeem_code",
                 "rotate_refresh",
                 "revoke",
-                "register_client",
+                "save_counted",
                 "undo",
                 "forgive_rotation",
                 "identify",
@@ -323,11 +341,11 @@ class Store:
 
     async def register_client(self, client_id: str, record: dict[str, Any]) -> None:
         """Save a new registration, which expires unless it is used."""
-        await self._run(
-            "register_client",
-            [f"gh:client:{client_id}", "gh:clients:unused"],
-            [json.dumps(record), UNUSED_CLIENT_SECONDS, int(time.time()), UNUSED_CLIENTS],
-        )
+        await self._save_unused(f"gh:client:{client_id}", record)
+
+    async def _save_unused(self, key: str, record: dict[str, Any]) -> None:
+        args: list[str | int] = [json.dumps(record), UNUSED_CLIENT_SECONDS, int(time.time()), UNUSED_CLIENTS]
+        await self._run("save_counted", [key, "gh:clients:unused"], args)
 
     async def client(self, client_id: str) -> dict[str, Any] | None:
         """A registration, or None."""
@@ -349,19 +367,27 @@ class Store:
 
     # Client ID Metadata Documents
 
-    async def document(self, url: str) -> dict[str, Any] | None:
-        """The copy of a client's document, or None."""
-        record = await self._ask("GET", f"gh:document:{digest(url)}")
+    async def document(self, name: str) -> dict[str, Any] | None:
+        """The copy of a client's document, or of its keys, or None."""
+        record = await self._ask("GET", _document(name))
         return None if record is None else cast(dict[str, Any], json.loads(record))
 
-    async def save_document(self, url: str, record: dict[str, Any]) -> None:
-        """Keep a copy for as long as a grant of the client can live."""
-        seconds = self._refresh_seconds + CLIENT_MARGIN_SECONDS
-        await self._commit("SET", f"gh:document:{digest(url)}", json.dumps(record), "EX", seconds)
+    async def document_used(self, name: str) -> bool:
+        """Whether a grant has come of a document: then its copy lives longer than those of strangers."""
+        return int(await self._ask("PTTL", _document(name))) > UNUSED_CLIENT_SECONDS * 1000
 
-    async def forget_document(self, url: str) -> None:
+    async def save_document(self, name: str, record: dict[str, Any]) -> None:
+        """Keep a copy: in place of one that there is for as long as that lives, or like a registration."""
+        if not await self.replace_document(name, record):
+            await self._save_unused(_document(name), record)
+
+    async def replace_document(self, name: str, record: dict[str, Any]) -> bool:
+        """Replace a copy that there is; its time to live stays."""
+        return await self._commit("SET", _document(name), json.dumps(record), "XX", "KEEPTTL") is not None
+
+    async def forget_document(self, name: str) -> None:
         """Drop the copy of a document that is gone."""
-        await self._commit("DEL", f"gh:document:{digest(url)}")
+        await self._commit("DEL", _document(name))
 
     async def first_use(self, client_id: str, name: str, seconds: int) -> bool:
         """Whether a client's assertion of this name is new. It is not, for so many seconds from now."""
@@ -377,7 +403,8 @@ class Store:
     async def save_flow(self, flow_id: str, flow: Flow) -> None:
         """Save a sign-in for ten minutes."""
         record = json.dumps({name: getattr(flow, name) for name in Flow.__slots__})
-        await self._commit("SET", f"gh:flow:{digest(flow_id)}", record, "EX", FLOW_SECONDS)
+        args: list[str | int] = [record, FLOW_SECONDS, int(time.time()), FLOWS]
+        await self._run("save_counted", [f"gh:flow:{digest(flow_id)}", "gh:flows"], args)
 
     async def update_flow(self, flow_id: str, flow: Flow) -> bool:
         """Replace a sign-in that is still under way, and keep its time."""
@@ -526,8 +553,8 @@ class Store:
             [
                 held,
                 begun,
-                f"gh:client:{family.grant.client_id}",
                 f"gh:person:{person}",
+                *_client_keys(family.grant.client_id),
             ],
             [
                 family.family,
@@ -537,6 +564,7 @@ class Store:
                 CONNECTIONS,
                 family.grant.identity.user,
                 PEOPLE,
+                family.grant.client_id,
                 CLIENTS,
                 refresh_digest or "",
                 "person",
@@ -596,8 +624,8 @@ class Store:
             "rotate_refresh",
             [
                 f"gh:family:{family.family}",
-                f"gh:client:{family.grant.client_id}",
                 f"gh:person:{digest(family.grant.identity.user)}",
+                *_client_keys(family.grant.client_id),
             ],
             [
                 family.family,

@@ -8,21 +8,32 @@ from joserfc.jwk import ECKey, Key, OKPKey, RSAKey, import_key
 
 # Signatures by which one party can be told from others: none with a shared secret, and never `none`.
 ALGORITHMS = ("ES256", "ES384", "ES512", "EdDSA", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512")
+# What counts of a key. Certificates are long and prove nothing here; secrets are nobody's affair, and some
+# take seconds to read.
+MEMBERS = ("kty", "n", "e", "crv", "x", "y", "kid", "use", "key_ops", "alg")
+# Providers in the middle of a rotation have a dozen.
+KEYS = 32
+# What it takes to verify an RSA signature grows with modulus and exponent, and strangers choose theirs. In
+# characters of base64url: 4096 bits with the zero that some put before them, and 32 bits.
+RSA_MODULUS, RSA_EXPONENT = 684, 6
 
 
 def public_keys(jwks: Any) -> list[Key]:
-    """The keys of a key set that can sign. Those of a kind that we do not know are left out (section 5).
+    """The public keys of a key set that can sign. Those of a kind or size that is not supported are left out
+    (section 5).
 
     Raises:
-        ValueError: it is no key set.
+        ValueError: it is no key set, or has too many.
     """
     listed = jwks.get("keys") if isinstance(jwks, dict) else None
-    if not isinstance(listed, list):
+    if not isinstance(listed, list) or len(listed) > KEYS:
         raise ValueError("keys")
     keys: list[Key] = []
     for jwk in listed:
         try:
-            key = import_key(jwk)
+            if jwk["kty"] == "RSA" and (len(jwk["n"]) > RSA_MODULUS or len(jwk["e"]) > RSA_EXPONENT):
+                continue
+            key = import_key({name: jwk[name] for name in MEMBERS if name in jwk})
         except (JoseError, ValueError, KeyError, TypeError, AttributeError):
             continue
         if isinstance(key, RSAKey | ECKey | OKPKey) and key.get("use", "sig") == "sig":

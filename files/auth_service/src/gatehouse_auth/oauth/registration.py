@@ -1,5 +1,6 @@
 """Dynamic client registration (RFC 7591) and its management (RFC 7592), on Authlib's endpoints."""
 
+import json
 import time
 import unicodedata
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from authlib.oauth2.rfc7591 import (
     InvalidRedirectURIError,
 )
 from authlib.oauth2.rfc7592 import ClientConfigurationEndpoint
+from joserfc.errors import JoseError
 
 from gatehouse_auth import redirects
 from gatehouse_auth.oauth.assertions import METHOD
@@ -40,6 +42,8 @@ TEXTS = (
 NAME_LIMIT = 100
 TEXT_LIMIT = 2048
 KEYS = 10
+# What is kept of a client that may never be used (store.UNUSED_CLIENTS), as JSON.
+RECORD_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +129,20 @@ def acceptable_keys(jwks: Any) -> dict[str, Any]:
         keys = public_keys(jwks)
     except ValueError:
         keys = []
-    if not 0 < len(keys) <= KEYS or any(key.is_private for key in keys):
+    if not 0 < len(keys) <= KEYS or any("d" in jwk for jwk in jwks["keys"] if isinstance(jwk, dict)):
         raise InvalidClientMetadataError(f"jwks must have 1 to {KEYS} public keys that can sign.")
     return {"keys": [key.as_dict(private=False) for key in keys]}
+
+
+def bounded(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What is to be kept of a client, if it is not too much.
+
+    Raises:
+        InvalidClientMetadataError: it is.
+    """
+    if len(json.dumps(metadata)) > RECORD_BYTES:
+        raise InvalidClientMetadataError(f"The metadata has more than {RECORD_BYTES} bytes.")
+    return metadata
 
 
 def visible(name: str) -> str:
@@ -182,7 +197,7 @@ class Registration(ClientRegistrationEndpoint):
         secret = info.get("client_secret")
         self.client = Client(
             info["client_id"],
-            metadata,
+            bounded(metadata),
             secret_digest=digest(secret) if secret else "",
             registration_digest=digest(self._token),
             issued_at=info["client_id_issued_at"],
@@ -236,9 +251,20 @@ class Configuration(ClientConfigurationEndpoint):
             raise InvalidClientMetadataError("token_endpoint_auth_method cannot be changed.")
         return super().create_update_client_response(client, request)
 
+    def extract_client_metadata(self, request: JsonRequest) -> dict[str, Any]:
+        """As Authlib does, which also prints what is wrong."""
+        claims = ClientMetadata(
+            dict(request.payload.data), {}, ClientMetadata.get_claims_options(self._metadata), self._metadata
+        )
+        try:
+            claims.validate()
+        except JoseError as error:
+            raise InvalidClientMetadataError(error.description) from error
+        return dict(claims.get_registered_claims())
+
     def update_client(self, client: Client, metadata: dict[str, Any], request: JsonRequest) -> Client:
         """Hand the client over; the commit saves it. What the update leaves out is gone (section 2.2)."""
-        self.updated = replace(client, metadata=metadata)
+        self.updated = replace(client, metadata=bounded(metadata))
         return self.updated
 
     def delete_client(self, client: Client, request: JsonRequest) -> None:

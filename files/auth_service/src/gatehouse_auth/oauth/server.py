@@ -213,6 +213,7 @@ class CodeCredential:
     """An authorization code, as Authlib asks about it."""
 
     code: Code
+    compared: bool
 
     @property
     def code_challenge(self) -> str:
@@ -220,8 +221,9 @@ class CodeCredential:
         return self.code.code_challenge
 
     def get_redirect_uri(self) -> str:
-        """Where the code was sent."""
-        return self.code.redirect_uri
+        """What a `redirect_uri` is compared with. OAuth 2.1 has none here any more: PKCE binds the code. Yet
+        a client of OAuth 2.0 that sends it has to send the right one (section 10.2)."""
+        return self.code.redirect_uri if self.compared else ""
 
     def get_scope(self) -> str:
         """What was granted."""
@@ -262,7 +264,9 @@ class AuthorizationCodeGrant(grants.AuthorizationCodeGrant):
     def query_authorization_code(self, code: str, client: Client) -> CodeCredential | None:
         """The code, if this client got it."""
         held = self.server.code
-        return CodeCredential(held) if held is not None and held.grant.client_id == client.client_id else None
+        if held is None or held.grant.client_id != client.client_id:
+            return None
+        return CodeCredential(held, compared=self.request.payload.redirect_uri is not None)
 
     def delete_authorization_code(self, authorization_code: CodeCredential) -> None:
         """The commit marks it as used."""
@@ -352,9 +356,14 @@ class AssertionGrant(IDJAGGrant):
         claims = self.request.id_jag_claims
         if "tenant" in claims:
             return None
+        settings, service = self.server.settings, self.server.service
         self.request.granted_scope = granted_scope(
-            self.server.settings, self.server.service, (self.request.scope or "").replace(OFFLINE_ACCESS, "")
+            settings, service, (self.request.scope or "").replace(OFFLINE_ACCESS, "")
         )
+        # These come with every grant, so a provider that withholds one of them withholds the service.
+        needed = settings.resources[service].scopes
+        if "scope" in claims and not set(needed) <= set(claims["scope"].split()):
+            raise InvalidScopeError("The assertion does not allow what the service needs.")
         return self.server.vouched(claims)  # type: ignore[no-any-return]
 
     def check_id_jag_permission(self, client: Client, user: Identity, scopes: list[str]) -> bool:

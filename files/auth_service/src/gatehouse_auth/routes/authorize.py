@@ -5,7 +5,7 @@ Consent comes before the identity provider, and the whole sign-in belongs to one
 
 from dataclasses import replace
 
-from authlib.oauth2.rfc6749 import AccessDeniedError, OAuth2Error
+from authlib.oauth2.rfc6749 import AccessDeniedError, InvalidRequestError, OAuth2Error
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
@@ -28,6 +28,9 @@ from gatehouse_auth.routes.responses import limit, send
 from gatehouse_auth.store import Flow, digest
 
 router = APIRouter()
+# A request is kept while somebody signs in. Browsers and proxies take no URL much longer either.
+QUERY_LIMIT = 8192
+STATE_LIMIT = 4096
 
 
 @router.get("/authorize", **described.AUTHORIZE)
@@ -36,8 +39,11 @@ async def authorize(request: Request) -> Response:
     limit(request, "authorize")
     context = context_of(request)
     try:
-        parameters = Parameters.parse(request.url.query.encode())
+        query = request.url.query.encode()
+        parameters = Parameters.parse(query)
         parameters.check()
+        if len(query) > QUERY_LIMIT or len(parameters.state or "") > STATE_LIMIT:
+            raise InvalidRequestError("The request is too long.")
     except OAuth2Error as error:
         raise PageError("This sign-in link is broken", error.description) from None
     client = await context.clients.get(parameters.client_id)

@@ -166,10 +166,9 @@ GRANTS = {
             "authorization_code",
             {
                 "code": TEXT,
-                "redirect_uri": URI,
                 "code_verifier": {"type": "string", "pattern": "^[A-Za-z0-9._~-]{43,128}$"},
             },
-            {"resource": URI},
+            {"redirect_uri": URI, "resource": URI},
         ),
         _grant("refresh_token", {"refresh_token": TEXT}, RESOURCE),
         _grant("client_credentials", {}, RESOURCE),

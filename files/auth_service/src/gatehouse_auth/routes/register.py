@@ -1,12 +1,12 @@
 """Dynamic client registration (RFC 7591) and its management (RFC 7592)."""
 
-from typing import Any, cast
+from typing import Any
 
 from authlib.oauth2.rfc6749 import InvalidClientError, OAuth2Error
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from gatehouse_auth.context import Context, context_of
+from gatehouse_auth.context import context_of
 from gatehouse_auth.oauth.messages import Reply
 from gatehouse_auth.oauth.metadata import server_metadata
 from gatehouse_auth.oauth.registration import (
@@ -68,7 +68,12 @@ async def manage(request: Request) -> Response:
             raise InvalidClientError(
                 "The registration access token is not valid for this client.", status_code=401
             )
-        data = await _update(request, context) if request.method == "PUT" else {}
+        data: dict[str, Any] = {}
+        if request.method == "PUT":
+            # Judged like a registration's; what else it must have, Authlib checks.
+            data = acceptable_metadata(
+                await json_body(request), settings.custom_redirects, fetches=context.documents is not None
+            )
         reply = answer(endpoint, json_request(request.method, settings.issuer, data))
     except OAuth2Error as error:
         context.log.event(
@@ -84,10 +89,3 @@ async def manage(request: Request) -> Response:
         await context.remove_client(client_id)
     context.log.event("registration_management", outcome="allow", client=client_id, action=request.method)
     return send(reply)
-
-
-async def _update(request: Request, context: Context) -> dict[str, Any]:
-    """An update's metadata, judged like a registration's; what else it must have, Authlib checks."""
-    data = await json_body(request)
-    kept = acceptable_metadata(data, context.settings.custom_redirects, fetches=context.documents is not None)
-    return {**cast(dict[str, Any], data), **kept}

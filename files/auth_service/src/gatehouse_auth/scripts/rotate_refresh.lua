@@ -1,7 +1,7 @@
 -- Rotate a refresh token. Within the grace window the one before the current gets the same successor (the
 -- salt from which its holder's secret derives it), and after it too if its holder was told of a fault instead;
 -- anything older has been copied.
--- KEYS: family, client, person   ARGV: family id, presented digest, successor's digest, its salt, grace in
+-- KEYS: family, person, client, its keys   ARGV: family id, presented digest, successor's digest, its salt, grace in
 -- milliseconds, seconds of the family, seconds of the client, the person, the client
 local current, previous, salt, rotated, forgiven =
   unpack(redis.call('HMGET', KEYS[1], 'current', 'previous', 'salt', 'rotated', 'forgiven'))
@@ -19,9 +19,11 @@ elseif previous ~= ARGV[2]
   return {'replayed', ''}
 end
 redis.call('EXPIRE', KEYS[1], ARGV[6])
-redis.call('EXPIRE', KEYS[2], ARGV[7])
-redis.call('ZADD', KEYS[3], milliseconds, ARGV[1])
-redis.call('EXPIRE', KEYS[3], ARGV[6])
+redis.call('ZADD', KEYS[2], milliseconds, ARGV[1])
+redis.call('EXPIRE', KEYS[2], ARGV[6])
+redis.call('EXPIRE', KEYS[3], ARGV[7])
+redis.call('EXPIRE', KEYS[4], ARGV[7])
+redis.call('ZREM', 'gh:clients:unused', KEYS[3], KEYS[4])
 redis.call('ZADD', 'gh:people', 'XX', milliseconds, ARGV[8])
 redis.call('ZADD', 'gh:clients', 'XX', milliseconds, ARGV[9])
 return {'done', salt}
