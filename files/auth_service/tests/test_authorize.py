@@ -2,6 +2,8 @@
 
 import re
 
+import time
+from urllib.parse import parse_qs, urlsplit
 import pytest
 from conftest import ECHO, FILES, ISSUER, REDIRECT, Browser, Fleet, Node, answer_of
 
@@ -244,6 +246,25 @@ def test_pages_have_labels_and_no_inline_style_or_script(browser: Browser, clien
     for field in re.findall(r'<input id="(\w+)"', page):
         assert f'<label for="{field}">' in page
     assert '<html lang="en">' in page
+# covers: limits
+def test_strangers_with_many_addresses_do_not_keep_the_processor_busy(own_fleet: Fleet) -> None:
+    node = own_fleet.start()
+    with node.browser() as person:
+        client_id = person.register()["client_id"]
+        consented = person.consent(person.authorize(client_id))
+        for number in range(400):
+            with Browser(node, f"192.0.2.{number}") as stranger:
+                stranger.cookies = person.cookies
+                refused = stranger.sign_in(consented, f"stranger {number}", "guess")
+            if refused.status_code == 429:
+                break
+            assert refused.status_code == 401
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "1"
+        time.sleep(1)
+        assert "code" in answer_of(person.sign_in(consented))
+
+
     assert not re.search(r"<script|<style|style=|\son\w+=", page)
     style = browser.get("/static/style.css")
     assert style.headers["content-type"].startswith("text/css")

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from gatehouse_auth.context import Context, client_address, context_of
-from gatehouse_auth.identity.base import ProviderUnavailable, SignInDenied, Vouched
+from gatehouse_auth.identity.base import ProviderBusy, ProviderUnavailable, SignInDenied, Vouched
 from gatehouse_auth.oauth.server import Transaction, new_secret
 from gatehouse_auth.routes import account, described
 from gatehouse_auth.routes.flows import (
@@ -72,16 +72,21 @@ async def check_password(request: Request) -> Response:
     username = fields.data.get("username", "").strip()[:128]
     csrf = fields.data["csrf"]
     address = client_address(request)
-    attempts = {"signin": address, "signin_user_address": f"{address} {username}", "signin_user": username}
+    attempts = {
+        "signin": address,
+        "signin_user_address": f"{address} {username}",
+        "signin_user": username,
+        "signin_all": "all",
+    }
     try:
         for name, key in attempts.items():
             limit(request, name, key)
-    except TooManyRequests as error:
+        identity = await people.authenticate(username, fields.data.get("password", ""))
+    except (TooManyRequests, ProviderBusy) as error:
         context.log.event("signin", outcome="deny", provider=provider, client=flow.client_id, reason="limit")
         page = _form(context, provider, flow_id, flow, csrf, username, BUSY, 429)
         page.headers["Retry-After"] = str(error.wait)
         return page
-    identity = await people.authenticate(username, fields.data.get("password", ""))
     if identity is None:
         context.log.event(
             "signin", outcome="deny", provider=provider, client=flow.client_id, reason="password"
