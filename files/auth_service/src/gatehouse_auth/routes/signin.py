@@ -122,7 +122,9 @@ async def callback(request: Request) -> Response:
         context.log.event(
             "signin", outcome="deny", provider=provider, client=flow.client_id, reason=error.reason
         )
-        return await refuse(context, flow_id, flow, AccessDeniedError(f"{upstream.title}: {error.reason}."))
+        # The provider's title may have characters that no error_description can (RFC 6749 section 4.1.2.1).
+        denied = AccessDeniedError(f"The identity provider said no: {error.reason}.")
+        return await refuse(context, flow_id, flow, denied)
     except ProviderUnavailable as error:
         return await _unavailable(context, flow_id, flow, provider, error)
     return await _finish(context, flow_id, flow, vouched)
