@@ -28,7 +28,7 @@ from gatehouse_auth.keyring import Keyring
 from gatehouse_auth.limits import Limiter, Rate, address_key
 from gatehouse_auth.pages import Pages
 from gatehouse_auth.rechecks import Rechecks
-from gatehouse_auth.settings import MACHINES, Secrets, Settings
+from gatehouse_auth.settings import ACCESS_TOKEN_SECONDS_MOST, MACHINES, Secrets, Settings
 from gatehouse_auth.store import Store
 from gatehouse_auth.uses import Uses
 from gatehouse_auth.verifier import Findings
@@ -110,9 +110,10 @@ class Context:
             provider.follow(_followed(settings))
         self.findings.clear()
 
-    async def revoke(self, identifier: str) -> None:
-        """Revoke a grant, a token, or a client: here before the answer, everywhere else by the stream."""
-        await self.store.revoke(identifier)
+    async def revoke(self, identifier: str, seconds: int = ACCESS_TOKEN_SECONDS_MOST) -> None:
+        """Revoke a grant, a token, or a client: here before the answer, everywhere else by the stream.
+        `seconds` is how long an access token of it can still be good."""
+        await self.store.revoke(identifier, seconds)
         self.findings.drop(identifier)
 
     async def remove_client(self, client_id: str) -> None:
