@@ -1,6 +1,6 @@
 -- Rotate a refresh token. Within the grace window the one before the current gets the same successor (the
 -- salt from which its holder's secret derives it), and after it too if its holder was told of a fault instead;
--- anything older has been copied.
+-- anything older has been copied. Repeating the same attempt (the reply was lost) gives the same answer.
 -- KEYS: family, client, person   ARGV: family id, presented digest, successor's digest, its salt, grace in
 -- milliseconds, seconds of the family, seconds of the client, the person, the client
 local current, previous, salt, rotated, forgiven =
@@ -15,7 +15,7 @@ if current == ARGV[2] then
     'rotated', milliseconds)
   salt = ARGV[4]
 elseif previous ~= ARGV[2]
-  or (milliseconds - tonumber(rotated) > tonumber(ARGV[5]) and forgiven ~= ARGV[2]) then
+  or (salt ~= ARGV[4] and milliseconds - tonumber(rotated) > tonumber(ARGV[5]) and forgiven ~= ARGV[2]) then
   return {'replayed', ''}
 end
 redis.call('EXPIRE', KEYS[1], ARGV[6])
