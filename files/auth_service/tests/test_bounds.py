@@ -19,6 +19,7 @@ KINDS = {
     "polled",
     "revoked",
     "session",
+    "sessions",
     "usercode",
 }
 

@@ -255,6 +255,8 @@ class Store:
                 "redeem_code",
                 "rotate_refresh",
                 "revoke",
+                "save_session",
+                "drop_sessions",
                 "register_client",
                 "undo",
                 "forgive_rotation",
@@ -489,8 +491,8 @@ class Store:
 
     async def save_session(self, secret: str, identity: Identity) -> None:
         """Save a session for an hour."""
-        record = json.dumps(identity.as_dict())
-        await self._commit("SET", f"gh:session:{digest(secret)}", record, "EX", SESSION_SECONDS)
+        keys = [f"gh:session:{digest(secret)}", f"gh:sessions:{digest(identity.user)}"]
+        await self._run("save_session", keys, [json.dumps(identity.as_dict()), SESSION_SECONDS])
 
     async def session(self, secret: str) -> Identity | None:
         """Whose session a cookie is, or None."""
@@ -500,6 +502,10 @@ class Store:
     async def drop_session(self, secret: str) -> None:
         """Sign out."""
         await self._commit("DEL", f"gh:session:{digest(secret)}")
+
+    async def drop_sessions(self, user: str) -> None:
+        """Sign a person out everywhere."""
+        await self._run("drop_sessions", [f"gh:sessions:{digest(user)}"], [])
 
     # Codes and refresh tokens
 
