@@ -133,4 +133,5 @@ async def refuse(context: Context, flow_id: str, flow: Flow, error: OAuth2Error)
         raise PageError("You are not signed in", error.description, 403)
     error.redirect_uri = flow.redirect_uri
     reply = Transaction(context.settings, None).authorization_error(request_of(context, flow), error)
+    reply.location = redirects.extended(flow.redirect_uri, reply.location)
     return send(reply)

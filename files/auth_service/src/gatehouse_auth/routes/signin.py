@@ -8,6 +8,7 @@ from authlib.oauth2.rfc6749 import AccessDeniedError, OAuth2Error
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
+from gatehouse_auth import redirects
 from gatehouse_auth.context import Context, client_address, context_of
 from gatehouse_auth.identity.base import ProviderBusy, ProviderUnavailable, SignInDenied, Vouched
 from gatehouse_auth.oauth.server import Transaction, new_secret
@@ -209,6 +210,7 @@ async def _finish(context: Context, flow_id: str, flow: Flow, vouched: Vouched) 
     ):
         expired()
     context.log.event("signin", outcome="allow", provider=identity.provider, **record)
+    reply.location = redirects.extended(flow.redirect_uri, reply.location)
     response = send(reply)
     response.status_code = 303
     drop_cookie(response, cookie_name(flow_id))
