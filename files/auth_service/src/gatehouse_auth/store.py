@@ -255,8 +255,6 @@ class Store:
                 "redeem_code",
                 "rotate_refresh",
                 "revoke",
-                "save_session",
-                "drop_sessions",
                 "register_client",
                 "undo",
                 "forgive_rotation",
@@ -265,6 +263,8 @@ class Store:
                 "take_upstream",
                 "settle_upstream",
                 "forget_upstream",
+                "save_session",
+                "drop_sessions",
             )
         }
 

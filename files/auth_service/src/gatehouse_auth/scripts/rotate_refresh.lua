@@ -1,6 +1,6 @@
 -- Rotate a refresh token. Within the grace window the one before the current gets the same successor (the
 -- salt from which its holder's secret derives it), and after it too if its holder was told of a fault instead;
--- anything older has been copied. Repeating the same attempt (the reply was lost) gives the same answer.
+-- anything older has been copied.
 -- KEYS: family, client, person   ARGV: family id, presented digest, successor's digest, its salt, grace in
 -- milliseconds, seconds of the family, seconds of the client, the person, the client
 local current, previous, salt, rotated, forgiven =
@@ -14,6 +14,7 @@ if current == ARGV[2] then
   redis.call('HSET', KEYS[1], 'current', ARGV[3], 'previous', ARGV[2], 'salt', ARGV[4],
     'rotated', milliseconds)
   salt = ARGV[4]
+-- With the same salt it is the same attempt, repeated because its reply was lost.
 elseif previous ~= ARGV[2]
   or (salt ~= ARGV[4] and milliseconds - tonumber(rotated) > tonumber(ARGV[5]) and forgiven ~= ARGV[2]) then
   return {'replayed', ''}
