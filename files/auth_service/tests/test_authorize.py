@@ -1,9 +1,14 @@
 """The authorization endpoint, consent, and the local sign-in."""
 
+import html
 import re
+import time
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from conftest import ECHO, FILES, ISSUER, REDIRECT, Browser, Fleet, Node, answer_of
+
+LOOPBACK = "http://127.0.0.1:53682/callback"
 
 
 # covers: pkce, iss
@@ -24,12 +29,36 @@ from conftest import ECHO, FILES, ISSUER, REDIRECT, Browser, Fleet, Node, answer
     ],
 )
 def test_errors_go_to_the_client_with_iss_and_state(
-    browser: Browser, client_id: str, changes: dict[str, str | None], error: str
+    browser: Browser, changes: dict[str, str | None], error: str
 ) -> None:
-    response = browser.authorize(client_id, **changes)
-    assert response.headers["location"].startswith(REDIRECT)
-    answer = answer_of(response)
-    assert (answer["error"], answer["iss"], answer["state"]) == (error, ISSUER, "st-1")
+    loopback = browser.register(LOOPBACK)["client_id"]
+    for client_id, redirect in (("machine", REDIRECT), (loopback, LOOPBACK)):
+        response = browser.authorize(client_id, **{"redirect_uri": redirect, **changes})
+        assert response.headers["location"].startswith(f"{redirect}?")
+        answer = answer_of(response)
+        assert (answer["error"], answer["iss"], answer["state"]) == (error, ISSUER, "st-1")
+
+
+# covers: open-redirector, iss
+def test_nobody_is_sent_to_a_strangers_address_unasked(browser: Browser, client_id: str) -> None:
+    page = browser.authorize(client_id, scope="admin", state="<b>&")
+    assert page.status_code == 400
+    assert "location" not in page.headers
+    assert "refresh" not in page.headers
+    assert "<strong>client.example.test</strong>" in page.text
+    assert "invalid_scope" in page.text
+    assert "<b>" not in page.text
+    [link] = re.findall(r'<a href="([^"]+)"', page.text)
+    assert html.unescape(link).startswith(f"{REDIRECT}?error=invalid_scope&")
+    answer = parse_qs(urlsplit(html.unescape(link)).query)
+    assert (answer["iss"], answer["state"]) == ([ISSUER], ["<b>&"])
+
+
+def test_apps_that_the_operator_let_register_are_sent_back_to(browser: Browser) -> None:
+    cursor = "cursor://anysphere.cursor-mcp/oauth/callback"
+    client_id = browser.register(cursor)["client_id"]
+    answer = browser.authorize(client_id, redirect_uri=cursor, scope="admin")
+    assert answer.headers["location"].startswith(f"{cursor}?error=invalid_scope&")
 
 
 # covers: redirect-match
@@ -72,6 +101,18 @@ def test_a_malformed_request_gets_a_page(browser: Browser, query: str) -> None:
     response = browser.get(f"/authorize?{query}")
     assert response.status_code == 400
     assert "location" not in response.headers
+
+
+# covers: redirect-match
+def test_a_redirects_own_query_stays_as_it_is(browser: Browser) -> None:
+    redirect = f"{REDIRECT}?flag&a=b%20c"
+    client_id = browser.register(redirect)["client_id"]
+    granted = browser.sign_in(browser.consent(browser.authorize(client_id, redirect_uri=redirect)))
+    assert granted.headers["location"].startswith(f"{redirect}&code=")
+    denied = browser.consent(browser.authorize(client_id, redirect_uri=redirect), "deny")
+    assert denied.headers["location"].startswith(f"{redirect}&error=access_denied&")
+    page = browser.authorize(client_id, redirect_uri=redirect, scope="admin")
+    assert f'href="{html.escape(redirect)}&amp;error=' in page.text
 
 
 # covers: redirect-match
@@ -205,6 +246,25 @@ def test_guessing_is_slowed_for_one_name_without_shutting_the_person_out(node: N
         assert answer["error"] == "access_denied"
 
 
+# covers: limits
+def test_strangers_with_many_addresses_do_not_keep_the_processor_busy(own_fleet: Fleet) -> None:
+    node = own_fleet.start()
+    with node.browser() as person:
+        client_id = person.register()["client_id"]
+        consented = person.consent(person.authorize(client_id))
+        for number in range(400):
+            with Browser(node, f"192.0.2.{number}") as stranger:
+                stranger.cookies = person.cookies
+                refused = stranger.sign_in(consented, f"stranger {number}", "guess")
+            if refused.status_code == 429:
+                break
+            assert refused.status_code == 401
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "1"
+        time.sleep(1)
+        assert "code" in answer_of(person.sign_in(consented))
+
+
 def test_a_person_without_access_is_refused_and_told(browser: Browser, client_id: str) -> None:
     response = browser.sign_in(browser.consent(browser.authorize(client_id)), "bob")
     answer = answer_of(response)
@@ -254,7 +314,7 @@ def test_pages_have_labels_and_no_inline_style_or_script(browser: Browser, clien
 def test_a_sign_in_that_names_no_service_gets_the_one_that_is_configured(fleet: Fleet, node: Node) -> None:
     with node.browser() as browser:
         client_id = browser.register()["client_id"]
-        assert answer_of(browser.authorize(client_id, resource=None))["error"] == "invalid_target"
+        assert "invalid_target" in browser.authorize(client_id, resource=None).text
     other = fleet.start(default_resource="echo")
     with other.browser() as browser:
         tokens = browser.tokens(client_id, resource=None)

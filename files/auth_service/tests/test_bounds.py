@@ -27,6 +27,7 @@ KINDS = {
     "polled",
     "revoked",
     "session",
+    "sessions",
     "usercode",
 }
 

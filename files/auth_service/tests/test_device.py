@@ -169,6 +169,30 @@ def test_entering_a_code_is_not_agreeing(terminal: Browser, person: Browser, nod
     assert right.status_code == 200
 
 
+# covers: device
+@pytest.mark.parametrize(
+    ("headers", "goes_on"),
+    [
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}, False),
+        ({"Sec-Fetch-Site": "same-site", "Origin": ECHO.removesuffix("/mcp")}, False),
+        ({"Origin": "https://evil.example"}, False),
+        ({"Origin": "null"}, False),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": ISSUER}, True),
+        ({"Origin": ISSUER}, True),
+    ],
+    ids=str,
+)
+def test_only_the_person_enters_the_code(
+    terminal: Browser, person: Browser, headers: dict[str, str], goes_on: bool
+) -> None:
+    started = start(terminal, registered(terminal))
+    entered = person.post("/activate", data={"user_code": started["user_code"]}, headers=headers)
+    assert entered.status_code == (303 if goes_on else 403)
+    if not goes_on:
+        assert "set-cookie" not in entered.headers
+        assert f'value="{started["user_code"]}"' in entered.text, "they can still go on themselves"
+
+
 @pytest.mark.parametrize(
     ("changes", "error"),
     [

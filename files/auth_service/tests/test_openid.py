@@ -49,7 +49,12 @@ def node(shared: OpenIDStandIn, tmp_path_factory: pytest.TempPathFactory) -> Ite
                 "local": {"title": "Lab users"},
                 "oidc": {
                     "okta": {"title": "Example & Co", **provider},
-                    "other": {**provider, "trust_emails": True, "scopes": ["openid"]},
+                    "other": {
+                        "title": 'Müller "GmbH"',
+                        **provider,
+                        "trust_emails": True,
+                        "scopes": ["openid"],
+                    },
                 },
             }
         )
@@ -230,6 +235,7 @@ def test_a_provider_that_lies_or_fails_lets_no_one_in_and_burns_nothing(
 
 
 # covers: mix-up
+@pytest.mark.parametrize("provider", ["okta", "other"])
 @pytest.mark.parametrize(
     "lies",
     [
@@ -241,10 +247,10 @@ def test_a_provider_that_lies_or_fails_lets_no_one_in_and_burns_nothing(
     ],
     ids=str,
 )
-def test_answers_that_are_a_no(person: Browser, upstream: OpenIDStandIn, lies: Lies) -> None:
+def test_answers_that_are_a_no(person: Browser, upstream: OpenIDStandIn, lies: Lies, provider: str) -> None:
     upstream.lies = lies
     asked = upstream.asked.count("token")
-    answer = answer_of(come_back(person, person.register()["client_id"]))
+    answer = answer_of(come_back(person, person.register()["client_id"], provider))
     assert answer["error"] == "access_denied"
     if "iss" in lies.answer:
         assert upstream.asked.count("token") == asked, "the code went nowhere"

@@ -3,6 +3,7 @@
 The schedule's clock is its queue in Redis: the tests make somebody due instead of waiting for them to be.
 """
 
+import re
 import signal
 import threading
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from conftest import (
     ECHO,
@@ -134,6 +136,27 @@ def test_whom_the_provider_no_longer_vouches_for_is_out(
     assert not kept(own_fleet)
     assert (ana.status(), ana.refresh()) == (401, "invalid_grant")
     assert [record["reason"] for record in ana.node.records("withdrawn")] == ["provider_withdrew"]
+
+
+# covers: access-schedule
+def test_whom_the_provider_no_longer_vouches_for_is_signed_out(
+    own_fleet: Fleet, upstream: OpenIDStandIn, ana: Signed
+) -> None:
+    browsers = [ana.browser, ana.node.browser()]
+    for browser in browsers:
+        link = re.search(r'href="(/signin/okta[^"]+)"', browser.get("/account").text)
+        assert link is not None
+        sent = browser.get(link[1]).headers["refresh"].removeprefix("0; url=")
+        assert browser.get(httpx.get(sent).headers["location"]).status_code == 303
+        assert "okta:00uA|Ana" in browser.get("/account").text
+    upstream.lies = Lies(status={"token": 503})
+    assert ask(own_fleet, ana.node)["outcome"] == "unknown"
+    assert all("okta:00uA|Ana" in browser.get("/account").text for browser in browsers)
+    upstream.lies = Lies()
+    upstream.refreshing.clear()
+    assert ask(own_fleet, ana.node)["reason"] == "provider_withdrew"
+    assert not any("okta:00uA|Ana" in browser.get("/account").text for browser in browsers)
+    browsers[1].close()
 
 
 # covers: access-schedule

@@ -1,12 +1,14 @@
 """The token endpoint: codes, refresh, and what is refused."""
 
+import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import ECHO, FILES, ISSUER, REDIRECT, Browser, Fleet, Node, tokens_of, wait_for
 
-from gatehouse_auth.connections import DATA_SET
+from gatehouse_auth.connections import DATA_SET, connect
+from gatehouse_auth.store import Store
 
 
 # covers: code-once
@@ -174,6 +176,28 @@ def test_reuse_after_the_grace_window_revokes_the_family(fleet: Fleet) -> None:
         assert node.check(second.access).status_code == 401
 
 
+# covers: no-fault-consumes, refresh-rotation
+def test_a_rotation_whose_reply_was_lost_is_no_replay_even_without_a_grace_window(own_fleet: Fleet) -> None:
+    node = own_fleet.start()
+    with node.browser() as browser:
+        browser.tokens(browser.register()["client_id"])
+    [name] = own_fleet.redis.admin.scan_iter("gh:family:*")
+
+    async def outcomes() -> list[tuple[str, str]]:
+        redis = connect(own_fleet.redis.url, own_fleet.redis.password).commands
+        store = Store(redis, access_seconds=60, refresh_seconds=3600, grace_seconds=0)
+        family = await store.family(name.removeprefix("gh:family:"))
+        assert family is not None
+        found = []
+        for successor, salt in (("next", "salt"), ("next", "salt"), ("other", "pepper")):
+            found.append(await store.rotate_refresh(family, family.current, successor, salt))
+            await asyncio.sleep(0.01)
+        await redis.aclose()
+        return found
+
+    assert asyncio.run(outcomes()) == [("done", "salt"), ("done", "salt"), ("replayed", "")]
+
+
 # covers: resource
 def test_refresh_keeps_to_the_grants_resource_and_a_failed_one_consumes_nothing(
     browser: Browser, client_id: str
@@ -280,3 +304,32 @@ def test_audit_says_who_and_why(browser: Browser, node: Node, client_id: str) ->
     assert records[0]["user"] == "ana"
     assert records[-1] == {**records[-1], "outcome": "deny", "reason": "invalid_grant"}
     assert ISSUER not in records[0].values()
+
+
+# covers: revocation
+def test_what_is_revoked_stays_so_when_tokens_have_become_short(own_fleet: Fleet) -> None:
+    long, short = own_fleet.start(access_token_seconds="86400"), own_fleet.start(access_token_seconds="60")
+    admin = own_fleet.redis.admin
+
+    def lasts() -> int:
+        """The life of the one mark that there is, which goes."""
+        [mark] = admin.scan_iter("gh:revoked:*")
+        seconds = int(admin.ttl(mark))
+        admin.delete(mark)
+        return seconds
+
+    with long.browser() as browser, short.browser() as later:
+        registered = browser.register()
+        client_id = registered["client_id"]
+        old, new = browser.tokens(client_id), later.tokens(client_id)
+        for token in (old.access, old.refresh, new.refresh):
+            assert later.post("/revoke", data={"client_id": client_id, "token": token}).status_code == 200
+            assert lasts() > 86400
+        assert later.post("/revoke", data={"client_id": client_id, "token": new.access}).status_code == 200
+        assert lasts() <= 60 + 120, "no longer than the token"
+        # Strangers register and go as often as they like: what was never used leaves no such mark.
+        for app, most in ((registered, 86520), (browser.register(), 180)):
+            management = {"Authorization": f"Bearer {app['registration_access_token']}"}
+            path = app["registration_client_uri"].removeprefix(ISSUER)
+            assert later.delete(path, headers=management).status_code == 204
+            assert most - 10 < lasts() <= most

@@ -7,16 +7,27 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
+from argon2 import PasswordHasher
+from authlib.common.urls import add_params_to_uri
 
 from gatehouse_auth import limits, redirects
 from gatehouse_auth.app import _end
 from gatehouse_auth.audit import Log
-from gatehouse_auth.identity.base import AccessRules, Identity
+from gatehouse_auth.identity.base import AccessRules, Identity, ProviderBusy
 from gatehouse_auth.identity.github import GitHub
+from gatehouse_auth.identity.local import THREADS, WAITING, LocalUsers
+from gatehouse_auth.identity.oidc import OpenID
 from gatehouse_auth.limits import Limiter, Rate, address_key
 from gatehouse_auth.oauth.metadata import resource_metadata_url
 from gatehouse_auth.oauth.server import canonical
-from gatehouse_auth.settings import AllowList, GitHubProvider, LocalProvider, Providers
+from gatehouse_auth.settings import (
+    AllowList,
+    GitHubProvider,
+    LocalProvider,
+    LocalUser,
+    OpenIDProvider,
+    Providers,
+)
 
 CURSOR = "cursor://anysphere.cursor-mcp/oauth/callback"
 
@@ -233,3 +244,65 @@ def test_a_task_that_drops_a_cancellation_is_ended() -> None:
         assert dropped == 2
 
     asyncio.run(run())
+
+
+# covers: limits
+def test_nobody_waits_behind_more_than_a_few_whose_passwords_are_checked() -> None:
+    password_hash = PasswordHasher(time_cost=1, memory_cost=8192, parallelism=1).hash("secret")
+    people = LocalUsers(LocalProvider(), {"ana": LocalUser(password_hash=password_hash)})
+
+    async def tried() -> list[Identity | BaseException | None]:
+        crowd = (people.authenticate(f"stranger {number}", "guess") for number in range(100))
+        answers = await asyncio.gather(*crowd, return_exceptions=True)
+        return [*answers, await people.authenticate("ana", "secret")]
+
+    *strangers, ana = asyncio.run(tried())
+    assert strangers.count(None) == THREADS + WAITING
+    assert sum(isinstance(answer, ProviderBusy) for answer in strangers) == 100 - THREADS - WAITING
+    assert isinstance(ana, Identity)
+
+
+def claims_of(**claims: object) -> Identity:
+    """The person whom an OpenID provider makes of these claims."""
+    settings = OpenIDProvider(issuer="https://idp.example", client_id="c")
+    provider = OpenID("okta", settings, "secret", "https://auth.example/cb", httpx.AsyncClient())
+    return provider.identity({"sub": "mallory", "email_verified": True, **claims})
+
+
+# covers: allow-lists, provider-oidc
+@pytest.mark.parametrize(
+    ("near", "meant"),
+    [
+        ("admins ", "admins"),
+        ("\u3000admins", "admins"),
+        ("admins\x00", "admins"),
+        ("ad\x00mins", "ad mins"),
+        ("a" * 257, "a" * 256),
+    ],
+)
+def test_what_is_nearly_a_group_or_an_address_is_none(near: str, meant: str) -> None:
+    allow = AllowList(groups=frozenset({f"okta:{meant}"}), emails=frozenset({meant}))
+    providers = Providers(oidc={"okta": OpenIDProvider(issuer="https://idp.example", client_id="c")})
+    rules = AccessRules(providers, {"echo": allow})
+    assert rules.allows("echo", claims_of(groups=["others", meant]))
+    assert rules.allows("echo", claims_of(email=meant))
+    assert not rules.allows("echo", claims_of(groups=["others", near], email=near))
+    assert claims_of(groups=["others", near]).groups == ("okta:others",)
+
+
+# covers: redirect-match
+@pytest.mark.parametrize(
+    ("uri", "extended"),
+    [
+        ("https://a.example/cb", "https://a.example/cb?code=1&iss=https%3A%2F%2Fi"),
+        ("https://a.example/cb?", "https://a.example/cb?code=1&iss=https%3A%2F%2Fi"),
+        (
+            "https://a.example/cb?flag&a=b%20c&&d=%zz&code=0",
+            "https://a.example/cb?flag&a=b%20c&&d=%zz&code=0&code=1&iss=https%3A%2F%2Fi",
+        ),
+        (CURSOR, f"{CURSOR}?code=1&iss=https%3A%2F%2Fi"),
+    ],
+)
+def test_a_redirect_uris_own_query_stays_as_it_is(uri: str, extended: str) -> None:
+    location = add_params_to_uri(add_params_to_uri(uri, {"code": "1"}), {"iss": "https://i"})
+    assert redirects.extended(uri, location) == extended

@@ -28,7 +28,7 @@ from gatehouse_auth.keyring import Keyring
 from gatehouse_auth.limits import Limiter, Rate, address_key
 from gatehouse_auth.pages import Pages
 from gatehouse_auth.rechecks import Rechecks
-from gatehouse_auth.settings import MACHINES, Secrets, Settings
+from gatehouse_auth.settings import ACCESS_TOKEN_SECONDS_MOST, MACHINES, Secrets, Settings
 from gatehouse_auth.store import Store
 from gatehouse_auth.uses import Uses
 from gatehouse_auth.verifier import Findings
@@ -44,6 +44,8 @@ RATES = {
     "signin": Rate(burst=50, per_second=0.5),
     "signin_user": Rate(burst=20, per_second=0.2),
     "signin_user_address": Rate(burst=5, per_second=0.1),
+    # Only failures count, and what strangers with many addresses try takes no more than half a processor.
+    "signin_all": Rate(burst=100, per_second=10),
 }
 LOOPBACK = ("127.", "::1")
 
@@ -108,9 +110,10 @@ class Context:
             provider.follow(_followed(settings))
         self.findings.clear()
 
-    async def revoke(self, identifier: str) -> None:
-        """Revoke a grant, a token, or a client: here before the answer, everywhere else by the stream."""
-        await self.store.revoke(identifier)
+    async def revoke(self, identifier: str, seconds: int = ACCESS_TOKEN_SECONDS_MOST) -> None:
+        """Revoke a grant, a token, or a client: here before the answer, everywhere else by the stream.
+        `seconds` is how long an access token of it can still be good."""
+        await self.store.revoke(identifier, seconds)
         self.findings.drop(identifier)
 
     async def remove_client(self, client_id: str) -> None:

@@ -2,8 +2,8 @@
 
 Each node takes up whoever is due, under a lease, so that nobody is asked about twice and nobody is
 forgotten when a node dies. What the provider says now becomes who the person is in all of their grants.
-Grants for services that they may no longer use end at once, and all of them once the provider no longer
-vouches for the person. An outage changes nothing.
+Grants for services that they may no longer use end at once, and all of them, and sessions at the account
+page, once the provider no longer vouches for the person. An outage changes nothing.
 
 What a provider gave lies in Redis, encrypted under a key of the fleet's. A provider may replace it whenever
 it is used: the successor is kept before anything else happens. Where it may have been replaced unheard (the
@@ -181,6 +181,7 @@ class Rechecks:
             # Whom the provider has vouched for meanwhile, it has not refused.
             self._report("unknown", "superseded", user=due.user)
             return
+        await self._store.drop_sessions(due.user)
         for family in await self._store.connections(due.user):
             await self._end(access, family, reason)
         await self._store.forget_upstream(due)

@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 # What a URI may consist of (RFC 3986), less the fragment; so no spaces, quotes, backslashes, or controls.
 URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[A-Za-z0-9\-._~:/?\[\]@!$&'()*+,;=%]+\Z")
@@ -56,6 +56,15 @@ def matches(registered: str, requested: str) -> bool:
         return False
     ours, theirs = LOOPBACK.match(registered), LOOPBACK.match(requested)
     return ours is not None and theirs is not None and (ours[1], ours[3]) == (theirs[1], theirs[3])
+
+
+def extended(uri: str, location: str) -> str:
+    """A redirect URI with the parameters that the location has besides. Authlib, which has added them, writes
+    the whole query anew; the client's own part has to stay as it is (RFC 6749 section 3.1.2)."""
+    own = len(parse_qsl(urlsplit(uri).query, keep_blank_values=True))
+    added = parse_qsl(urlsplit(location).query, keep_blank_values=True)[own:]
+    _, asked, query = uri.partition("?")
+    return f"{uri}{'&' if query else '' if asked else '?'}{urlencode(added)}"
 
 
 def is_web(client_id: str) -> bool:

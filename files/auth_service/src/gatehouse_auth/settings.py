@@ -34,6 +34,8 @@ SCOPE_TOKEN = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+\Z")
 
 # The subject of the health probe's tokens; no person may have this name.
 PROBE = "gatehouse-probe"
+# No access token was ever given for longer, whatever the setting is by now.
+ACCESS_TOKEN_SECONDS_MOST = 86400
 # Providers are not asked about a person sooner than this after the sign-in: by then it has come to something.
 RECHECK_SECONDS_LEAST = 900
 # The provider of those who are no people.
@@ -273,7 +275,7 @@ class Settings(BaseSettings):
     operators: AllowList = AllowList()
     providers: Providers
     clients: dict[str, StaticClient] = {}
-    access_token_seconds: int = Field(default=3600, ge=60, le=86400)
+    access_token_seconds: int = Field(default=3600, ge=60, le=ACCESS_TOKEN_SECONDS_MOST)
     refresh_token_seconds: int = Field(default=2592000, ge=3600)
     drain_seconds: DrainSeconds = 20
     refresh_grace_seconds: int = Field(default=30, ge=0, le=300)

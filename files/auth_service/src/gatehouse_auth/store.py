@@ -20,6 +20,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from gatehouse_auth import redirects
 from gatehouse_auth.identity.base import Identity
+from gatehouse_auth.settings import ACCESS_TOKEN_SECONDS_MOST
 from gatehouse_auth.together import Together
 
 REVOCATIONS = "gh:revocations"
@@ -42,6 +43,8 @@ DECISION_SECONDS = 7 * 86400
 # Connections that one person can have. Some clients register anew at each sign-in and never say goodbye; the
 # one that was longest unused makes room.
 CONNECTIONS = 500
+# An access token can be valid for a moment longer than its lifetime: clocks differ.
+CLOCK_SECONDS = 120
 # Commands that are sent at once.
 PIPELINED = 1000
 # A client outlives the refresh tokens that it holds by this much.
@@ -278,6 +281,8 @@ class Store:
                 "take_upstream",
                 "settle_upstream",
                 "forget_upstream",
+                "save_session",
+                "drop_sessions",
             )
         }
 
@@ -513,8 +518,8 @@ class Store:
 
     async def save_session(self, secret: str, identity: Identity) -> None:
         """Save a session for an hour."""
-        record = json.dumps(identity.as_dict())
-        await self._commit("SET", f"gh:session:{digest(secret)}", record, "EX", SESSION_SECONDS)
+        keys = [f"gh:session:{digest(secret)}", f"gh:sessions:{digest(identity.user)}"]
+        await self._run("save_session", keys, [json.dumps(identity.as_dict()), SESSION_SECONDS])
 
     async def session(self, secret: str) -> Identity | None:
         """Whose session a cookie is, or None."""
@@ -524,6 +529,10 @@ class Store:
     async def drop_session(self, secret: str) -> None:
         """Sign out."""
         await self._commit("DEL", f"gh:session:{digest(secret)}")
+
+    async def drop_sessions(self, user: str) -> None:
+        """Sign a person out everywhere."""
+        await self._run("drop_sessions", [f"gh:sessions:{digest(user)}"], [])
 
     # Codes and refresh tokens
 
@@ -685,12 +694,12 @@ class Store:
 
     # Revocation
 
-    async def revoke(self, identifier: str) -> None:
-        """Revoke a grant (by its family) or one access token (by its `jti`) on every node, at once."""
-        # An access token can be valid for a moment longer than its lifetime: clocks differ.
-        seconds = self._access_seconds + 120
+    async def revoke(self, identifier: str, seconds: int = ACCESS_TOKEN_SECONDS_MOST) -> None:
+        """Revoke a grant (by its family), a client, or one access token (by its `jti`) on every node, at
+        once. `seconds` is how long an access token of it can still be good."""
         keys = [f"gh:revoked:{identifier}", f"gh:family:{identifier}"]
-        await self._run("revoke", keys, [identifier, seconds, REVOCATIONS])
+        lives = [life + CLOCK_SECONDS for life in (seconds, min(seconds, self._access_seconds))]
+        await self._run("revoke", keys, [identifier, *lives, REVOCATIONS])
 
     async def revoked(self, *identifiers: str) -> bool:
         """Whether any of these has been revoked."""

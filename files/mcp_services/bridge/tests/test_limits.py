@@ -215,7 +215,8 @@ async def test_a_childs_temporary_files_are_its_own_and_go_with_it(start: Start,
     )
     ana, bob = await bridge.open("local:ana"), await bridge.open("local:bob")
     own = Path(json.loads(await ana.call("env"))["TMPDIR"])
-    assert own.parent == temporary and own.stat().st_mode & 0o777 == 0o700
+    assert own.parent == temporary
+    assert own.stat().st_mode & 0o777 == 0o700
     assert f"--output={own}/output" in await ana.call("read", path="/proc/self/cmdline")
     assert own != Path(json.loads(await bob.call("env"))["TMPDIR"])
     assert await ana.call("write", path=str(own / "page"), text="what ana saw") == "written"

@@ -71,6 +71,12 @@ class ProviderUnavailable(Exception):  # noqa: N818 - it is an answer
         self.spent = spent
 
 
+class ProviderBusy(Exception):  # noqa: N818 - it is an answer: 429
+    """So many wait for the provider already that one more would wait too long; `wait` is in seconds."""
+
+    wait = 2
+
+
 class Provider(Protocol):
     """What every identity provider can do."""
 
@@ -84,7 +90,11 @@ class PasswordProvider(Provider, Protocol):
     """A provider that is asked with a user name and a password."""
 
     async def authenticate(self, username: str, password: str) -> Identity | None:
-        """The identity, or None. Takes as long for a name that does not exist."""
+        """The identity, or None. Takes as long for a name that does not exist.
+
+        Raises:
+            ProviderBusy: nothing was checked.
+        """
 
 
 class RedirectProvider(Provider, Protocol):

@@ -181,8 +181,10 @@ class GitHub:
         return frozenset(orgs | teams) & self._groups
 
     async def _email(self, token: str) -> str:
-        """The primary address, if GitHub has verified it: an unverified one must open no allow-list."""
+        """The primary address, if GitHub has verified it: an unverified one must open no allow-list, and
+        neither must one that had to be changed to be sent on."""
         for entry in await self._all("/user/emails", token):
             if entry.get("primary") and entry.get("verified"):
-                return CONTROL.sub("", str(entry["email"]))
+                email = str(entry["email"])
+                return "" if CONTROL.search(email) else email
         return ""

@@ -6,11 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from argon2 import PasswordHasher, Type, extract_parameters
 from argon2.exceptions import Argon2Error, InvalidHashError
 
-from gatehouse_auth.identity.base import CONTROL, Identity
+from gatehouse_auth.identity.base import CONTROL, Identity, ProviderBusy
 from gatehouse_auth.settings import LocalProvider, LocalUser
 
 # More characters than any password has, and too few to make hashing them a burden.
 PASSWORD_LIMIT = 1024
+# Each check takes the memory that the hash asks for: so many at a time bound it, and so many more may wait.
+THREADS = 2
+WAITING = 20
 
 
 class LocalUsers:
@@ -22,8 +25,8 @@ class LocalUsers:
         self._verifier = PasswordHasher()
         # Hashing an unknown name's password against this takes as long as for a known name.
         self._decoy = self._hasher().hash("")
-        # Each check takes the memory that the hash asks for: two at a time bound it.
-        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="argon2")
+        self._threads = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="argon2")
+        self._begun = 0
 
     def _hasher(self) -> PasswordHasher:
         for user in self._users.values():
@@ -35,14 +38,25 @@ class LocalUsers:
         return PasswordHasher(type=Type.ID)
 
     async def authenticate(self, username: str, password: str) -> Identity | None:
-        """The identity, or None: for a wrong password and for an unknown name alike, and as slowly."""
+        """The identity, or None: for a wrong password and for an unknown name alike, and as slowly.
+
+        Raises:
+            ProviderBusy: too many wait already. Strangers can try names without end; nobody shall have to
+                wait behind them for long.
+        """
         user = self._users.get(username)
         stored = user.password_hash if user is not None else self._decoy
         if len(password) > PASSWORD_LIMIT:
             return None
-        matches = await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._matches, stored, password
-        )
+        if self._begun >= THREADS + WAITING:
+            raise ProviderBusy
+        self._begun += 1
+        try:
+            matches = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._matches, stored, password
+            )
+        finally:
+            self._begun -= 1
         return self._identity(username) if matches and user is not None else None
 
     def _matches(self, stored: str, password: str) -> bool:

@@ -229,8 +229,8 @@ class OpenID:
         if not isinstance(subject, str) or not SUBJECT.match(subject):
             raise ProviderUnavailable("id_token: sub")
         groups = [groups] if isinstance(groups, str) else groups if isinstance(groups, list) else []
-        named = sorted({_text(group) for group in groups if isinstance(group, str)} - {""})[:GROUPS]
-        email = _text(claims.get("email"))
+        named = sorted({_exact(group) for group in groups} - {""})[:GROUPS]
+        email = _exact(claims.get("email"))
         # An address that the person has merely typed must open no allow-list. Some providers write a string.
         if not self._settings.trust_emails and claims.get("email_verified") not in (True, "true"):
             email = ""
@@ -425,3 +425,8 @@ def _nonce(verifier: str) -> str:
 def _text(value: Any) -> str:
     """A claim as it can be shown and sent on."""
     return CONTROL.sub(" ", value)[:TEXT].strip() if isinstance(value, str) else ""
+
+
+def _exact(value: Any) -> str:
+    """A claim that opens something: as it is or not at all, since tidied up it could be another's."""
+    return value if isinstance(value, str) and value == _text(value) else ""

@@ -471,10 +471,12 @@ class DeviceGrant(DeviceCodeGrant):
 
 @dataclass(frozen=True, slots=True)
 class RevocableToken:
-    """A token that the revocation endpoint was given, and what revoking it means."""
+    """A token that the revocation endpoint was given, and what revoking it means. `seconds` is how long an
+    access token of it can still be good."""
 
     client_id: str
     identifier: str
+    seconds: int
 
     def check_client(self, client: Client) -> bool:
         """Whether the token is this client's."""

@@ -11,12 +11,13 @@ from fastapi.responses import RedirectResponse, Response
 from gatehouse_auth.context import Context, context_of
 from gatehouse_auth.oauth.server import new_secret
 from gatehouse_auth.routes import described
-from gatehouse_auth.routes.flows import bind, expired
+from gatehouse_auth.routes.flows import bind, expired, from_elsewhere
 from gatehouse_auth.routes.responses import form, limit
 from gatehouse_auth.store import Flow, digest
 
 router = APIRouter()
 UNKNOWN = "There is no such code. It is on the device, and is good for ten minutes."
+ELSEWHERE = "Another site has sent you here. Go on only if this is the code that your own device shows."
 
 
 @router.get("/activate", **described.ACTIVATE)
@@ -35,6 +36,9 @@ async def enter(request: Request) -> Response:
         code = _written((await form(request)).data.get("user_code", ""))
     except OAuth2Error:
         expired()
+    if from_elsewhere(request):
+        context.log.event("device", outcome="deny", reason="foreign_origin")
+        return _page(context, code, ELSEWHERE, 403)
     found = await context.store.waiting_device(code)
     if found is None or found[1].service not in context.settings.resources:
         context.log.event("device", outcome="deny", reason="user_code")

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from gatehouse_auth import redirects
-from gatehouse_auth.context import context_of
+from gatehouse_auth.context import Context, context_of
 from gatehouse_auth.oauth.messages import Parameters
 from gatehouse_auth.oauth.messages import Request as OAuthRequest
 from gatehouse_auth.oauth.server import Transaction, new_secret
@@ -64,7 +64,18 @@ async def authorize(request: Request) -> Response:
                 "This app asks to be sent to an address that is not its own",
                 "Nothing was shared. Remove the connection in the app, add it again, and sign in.",
             ) from None
-        return send(transaction.authorization_error(asked, error))
+        reply = transaction.authorization_error(asked, error)
+        reply.location = redirects.extended(error.redirect_uri, reply.location)
+        if _is_trusted(context, client.client_id, error.redirect_uri):
+            return send(reply)
+        return context.pages.render(
+            "untrusted.html",
+            400,
+            title="This sign-in cannot begin",
+            error=error.error,
+            redirect_host=redirects.host(error.redirect_uri),
+            url=reply.location,
+        )
     flow_id, secret = new_secret(16), new_secret()
     await context.store.save_flow(
         flow_id,
@@ -83,6 +94,17 @@ async def authorize(request: Request) -> Response:
     response.headers["Cache-Control"] = "no-store"
     bind(response, flow_id, secret)
     return response
+
+
+def _is_trusted(context: Context, client_id: str, redirect_uri: str) -> bool:
+    """Whether a browser may be sent there although its person has done nothing yet (RFC 9700 section 4.11.2):
+    to their own machine, or where the inventory says. Anyone can register any other address."""
+    settings = context.settings
+    return (
+        client_id in settings.clients
+        or redirects.is_loopback(redirect_uri)
+        or redirect_uri in settings.custom_redirects
+    )
 
 
 @router.get("/consent", **described.CONSENT)

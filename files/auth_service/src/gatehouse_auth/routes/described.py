@@ -318,7 +318,10 @@ CALLBACK = _route(
     {**PROVIDER, **{f"query {name}": TEXT for name in ("state", "code", "error", "iss")}},
 )
 ACTIVATE = _route({200: _page("The question for the code"), **FOR_PEOPLE}, {"query user_code": ANYTHING})
-ENTER = _route({303: ON, **FOR_PEOPLE}, body=(FORM, _object({"user_code": ANYTHING})))
+ENTER = _route(
+    {303: ON, 403: _page("A page of another site asks"), **FOR_PEOPLE},
+    body=(FORM, _object({"user_code": ANYTHING})),
+)
 ACCOUNT = _route({200: _page("What is connected, or the way to sign in"), **FOR_PEOPLE})
 DISCONNECT = _route({303: ON, **FOR_PEOPLE}, body=(FORM, _object({"csrf": TEXT, "connection": TEXT})))
 SIGN_OUT = _route({200: _page("Signed out"), **FOR_PEOPLE}, body=(FORM, _object({"csrf": TEXT})))

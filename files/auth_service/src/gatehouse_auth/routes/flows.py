@@ -88,6 +88,16 @@ async def submitted_flow(request: Request) -> tuple[str, Flow, Parameters]:
     return flow_id, flow, fields
 
 
+def from_elsewhere(request: Request) -> bool:
+    """Whether a page of another site has sent this form. Browsers say so (Fetch Metadata; older ones by
+    `Origin` alone); what is no browser says nothing, and sends nothing for anyone's page."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    issuer = context_of(request).settings.issuer
+    return request.headers.get("origin", issuer) != issuer
+
+
 def form_targets(flow: Flow) -> list[str]:
     """Where a form of this sign-in may lead in the end, besides to this service."""
     return [redirects.form_action(flow.redirect_uri)] if flow.redirect_uri else []
@@ -123,4 +133,5 @@ async def refuse(context: Context, flow_id: str, flow: Flow, error: OAuth2Error)
         raise PageError("You are not signed in", error.description, 403)
     error.redirect_uri = flow.redirect_uri
     reply = Transaction(context.settings, None).authorization_error(request_of(context, flow), error)
+    reply.location = redirects.extended(flow.redirect_uri, reply.location)
     return send(reply)

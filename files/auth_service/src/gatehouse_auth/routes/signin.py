@@ -8,8 +8,9 @@ from authlib.oauth2.rfc6749 import AccessDeniedError, OAuth2Error
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
+from gatehouse_auth import redirects
 from gatehouse_auth.context import Context, client_address, context_of
-from gatehouse_auth.identity.base import ProviderUnavailable, SignInDenied, Vouched
+from gatehouse_auth.identity.base import ProviderBusy, ProviderUnavailable, SignInDenied, Vouched
 from gatehouse_auth.oauth.server import Transaction, new_secret
 from gatehouse_auth.routes import account, described
 from gatehouse_auth.routes.flows import (
@@ -72,16 +73,21 @@ async def check_password(request: Request) -> Response:
     username = fields.data.get("username", "").strip()[:128]
     csrf = fields.data["csrf"]
     address = client_address(request)
-    attempts = {"signin": address, "signin_user_address": f"{address} {username}", "signin_user": username}
+    attempts = {
+        "signin": address,
+        "signin_user_address": f"{address} {username}",
+        "signin_user": username,
+        "signin_all": "all",
+    }
     try:
         for name, key in attempts.items():
             limit(request, name, key)
-    except TooManyRequests as error:
+        identity = await people.authenticate(username, fields.data.get("password", ""))
+    except (TooManyRequests, ProviderBusy) as error:
         context.log.event("signin", outcome="deny", provider=provider, client=flow.client_id, reason="limit")
         page = _form(context, provider, flow_id, flow, csrf, username, BUSY, 429)
         page.headers["Retry-After"] = str(error.wait)
         return page
-    identity = await people.authenticate(username, fields.data.get("password", ""))
     if identity is None:
         context.log.event(
             "signin", outcome="deny", provider=provider, client=flow.client_id, reason="password"
@@ -117,7 +123,9 @@ async def callback(request: Request) -> Response:
         context.log.event(
             "signin", outcome="deny", provider=provider, client=flow.client_id, reason=error.reason
         )
-        return await refuse(context, flow_id, flow, AccessDeniedError(f"{upstream.title}: {error.reason}."))
+        # The provider's title may have characters that no error_description can (RFC 6749 section 4.1.2.1).
+        denied = AccessDeniedError(f"The identity provider said no: {error.reason}.")
+        return await refuse(context, flow_id, flow, denied)
     except ProviderUnavailable as error:
         return await _unavailable(context, flow_id, flow, provider, error)
     return await _finish(context, flow_id, flow, vouched)
@@ -202,6 +210,7 @@ async def _finish(context: Context, flow_id: str, flow: Flow, vouched: Vouched) 
     ):
         expired()
     context.log.event("signin", outcome="allow", provider=identity.provider, **record)
+    reply.location = redirects.extended(flow.redirect_uri, reply.location)
     response = send(reply)
     response.status_code = 303
     drop_cookie(response, cookie_name(flow_id))

@@ -38,6 +38,7 @@ from gatehouse_auth.oauth.tokens import (
 )
 from gatehouse_auth.routes import described
 from gatehouse_auth.routes.responses import form, limit, send
+from gatehouse_auth.settings import ACCESS_TOKEN_SECONDS_MOST
 from gatehouse_auth.store import Code, Device, Family, StoreUnavailable, UsedCode, digest
 
 router = APIRouter()
@@ -114,7 +115,7 @@ async def revoke(request: Request) -> Response:
     transaction.register_endpoint(endpoint)
     reply: Reply = transaction.create_endpoint_response("revocation", asked)
     if endpoint.revoked is not None:
-        await context.revoke(endpoint.revoked.identifier)
+        await context.revoke(endpoint.revoked.identifier, endpoint.revoked.seconds)
     context.log.event(
         "revocation",
         outcome="allow" if reply.status == 200 else "deny",
@@ -384,9 +385,14 @@ async def _revocable(context: Context, shown: str) -> RevocableToken | None:
     parts = REFRESH.match(shown)
     if parts is not None:
         family = await context.store.family(_family_id(parts[1]))
-        return None if family is None else RevocableToken(family.grant.client_id, family.family)
+        if family is None:
+            return None
+        return RevocableToken(family.grant.client_id, family.family, ACCESS_TOKEN_SECONDS_MOST)
     found = _verified(context, shown)
-    return None if found is None else RevocableToken(found[1].client_id, found[1].token_id)
+    if found is None:
+        return None
+    _, token = found
+    return RevocableToken(token.client_id, token.token_id, max(0, int(token.expires - time.time())))
 
 
 async def _active(context: Context, shown: str) -> dict[str, Any] | None:

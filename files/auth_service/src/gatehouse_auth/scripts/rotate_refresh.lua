@@ -14,8 +14,9 @@ if current == ARGV[2] then
   redis.call('HSET', KEYS[1], 'current', ARGV[3], 'previous', ARGV[2], 'salt', ARGV[4],
     'rotated', milliseconds)
   salt = ARGV[4]
+-- With the same salt it is the same attempt, repeated because its reply was lost.
 elseif previous ~= ARGV[2]
-  or (milliseconds - tonumber(rotated) > tonumber(ARGV[5]) and forgiven ~= ARGV[2]) then
+  or (salt ~= ARGV[4] and milliseconds - tonumber(rotated) > tonumber(ARGV[5]) and forgiven ~= ARGV[2]) then
   return {'replayed', ''}
 end
 redis.call('EXPIRE', KEYS[1], ARGV[6])
