@@ -243,6 +243,24 @@ async def test_a_packed_page_is_unpacked(site: Site) -> None:
     assert site.headers["Accept-Encoding"] == "gzip"
 
 
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+async def test_a_page_that_is_packed_in_parts_is_unpacked_whole(site: Site, size: int) -> None:
+    """A gzip file may have several members, and they may begin and end anywhere in what comes."""
+    packed = b"".join(gzip.compress(part) for part in (b"one ", b"", b"two ", b"three"))
+    site.pages["/x"] = (
+        200,
+        {"Content-Type": "text/plain", "Content-Encoding": "gzip"},
+        lambda: (packed[start : start + size] for start in range(0, len(packed), size)),
+    )
+    assert (await fetcher(site).fetch(f"{site.origin}/x", USER)).body == b"one two three"
+
+
+async def test_a_bomb_in_parts_does_not_go_off(site: Site) -> None:
+    part = gzip.compress(bytes(1024 * 1024))
+    site.pages["/x"] = (200, {"Content-Type": "text/html", "Content-Encoding": "gzip"}, part * 256)
+    assert await refusal(f"{site.origin}/x", site) == "The page is longer than 5 MiB."
+
+
 async def test_a_bomb_does_not_go_off(site: Site) -> None:
     """256 MiB of zeros, packed: no more of them than the limit is ever unpacked."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
@@ -260,6 +278,7 @@ async def test_a_bomb_does_not_go_off(site: Site) -> None:
         ("deflate", zlib.compress(b"x"), "in a way that was not asked for"),
         ("gzip", b"not packed at all", "something else than the gzip"),
         ("gzip", gzip.compress(b"x" * 1000)[:-12], "ends too early"),
+        ("gzip", gzip.compress(b"x") + gzip.compress(b"y" * 1000)[:-12], "ends too early"),
     ],
 )
 async def test_packing_that_is_refused(site: Site, coding: str, body: bytes, said: str) -> None:

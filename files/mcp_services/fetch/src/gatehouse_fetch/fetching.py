@@ -199,6 +199,40 @@ class Fetcher:
             raise FetchError(f"The connection to {url.host} broke, or its answer is not HTTP.") from None
 
 
+class _Gunzip:
+    """Unpacks gzip. One member may follow another (RFC 1952 section 2.2).
+
+    Attributes:
+        left: Whether something else has followed, which is none of the content.
+    """
+
+    def __init__(self) -> None:
+        self._member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+        self.left = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether no member is open."""
+        return self._member.eof
+
+    def unpack(self, packed: bytes, limit: int) -> bytes:
+        """What comes of the next piece, of which there is no more once there are `limit` bytes.
+
+        Raises:
+            zlib.error: it is no gzip.
+        """
+        unpacked = bytearray()
+        while packed and len(unpacked) < limit:
+            if self._member.eof:
+                if not packed.startswith(b"\x1f"):
+                    self.left = True
+                    break
+                self._member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+            unpacked += self._member.decompress(packed, limit - len(unpacked))
+            packed = self._member.unused_data
+        return bytes(unpacked)
+
+
 async def _body(
     url: Url, response: httpcore.Response, headers: dict[bytes, bytes], limit: int, *, cut: bool
 ) -> bytes:
@@ -210,21 +244,21 @@ async def _body(
     coding = headers.get(b"content-encoding", b"identity").strip().lower()
     if coding not in (b"identity", b"", b"gzip", b"x-gzip"):
         raise FetchError(f"{url.host} packs its answer in a way that was not asked for.")
-    unpacker = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS) if coding.endswith(b"gzip") else None
+    gunzip = _Gunzip() if coding.endswith(b"gzip") else None
     body, received = bytearray(), 0
     async for chunk in response.aiter_stream():
         received += len(chunk)
         try:
-            body += unpacker.decompress(chunk, limit + 1 - len(body)) if unpacker else chunk
+            body += gunzip.unpack(chunk, limit + 1 - len(body)) if gunzip else chunk
         except zlib.error:
             raise FetchError(f"{url.host} gives something else than the gzip that it announces.") from None
         if max(received, len(body)) > limit:
             if cut:
                 return bytes(body[:limit])
             raise FetchError(f"The page is longer than {limit // 1024 // 1024} MiB.")
-        if unpacker and unpacker.eof:
+        if gunzip and gunzip.left:
             return bytes(body)
-    if unpacker and received:
+    if gunzip and received and not gunzip.whole:
         raise FetchError(f"The answer of {url.host} ends too early.")
     return bytes(body)
 
