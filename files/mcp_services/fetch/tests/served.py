@@ -8,6 +8,9 @@ if __name__ == "__main__":
     from gatehouse_fetch.fetching import Fetcher
     from gatehouse_fetch.policy import Policy
     from gatehouse_fetch.service import run
+    from gatehouse_fetch.workers import Workers
     from gatehouse_service.configuration import ServiceSettings, load
 
-    run(load(ServiceSettings), Fetcher(Policy("public", sys.argv[1]), to_loopback, loopback_only))
+    workers = Workers()
+    fetcher = Fetcher(Policy("public", sys.argv[1]), workers, to_loopback, loopback_only)
+    run(load(ServiceSettings), fetcher, workers)

@@ -16,8 +16,10 @@ from cryptography.x509.oid import NameOID
 
 from gatehouse_fetch.fetching import Fetcher
 from gatehouse_fetch.policy import Policy
+from gatehouse_fetch.workers import Workers
 
 NAME = "site.test"
+USER = "ana"
 PARAGRAPHS = "".join(
     f"<p>Paragraph {number} has <b>enough</b> text, and a <a href='/next'>link</a>.</p>\n"
     for number in range(8)
@@ -110,7 +112,7 @@ async def to_loopback(host: str, port: int) -> list[str]:
 def fetcher(*sites: Site, trust: ssl.SSLContext | None = None) -> Fetcher:
     """A fetcher that may reach these sites, and nothing else."""
     policy = Policy("public", ",".join(str(site.port) for site in sites))
-    return Fetcher(policy, to_loopback, loopback_only, trust)
+    return Fetcher(policy, Workers(), to_loopback, loopback_only, trust)
 
 
 def write_certificate(path: Path, name: str) -> None:

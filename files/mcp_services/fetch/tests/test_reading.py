@@ -1,6 +1,8 @@
 """Pages as a model reads them."""
 
+import asyncio
 import os
+import sys
 import time
 from typing import Any
 
@@ -8,16 +10,18 @@ import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sites import ARTICLE
+from sites import ARTICLE, USER
 
 from gatehouse_fetch import FetchError, reading
 from gatehouse_fetch.reading import Reader, Reading, read
+from gatehouse_fetch.workers import Workers
 
 URL = "https://example.com/folder/page"
+WHOLE = slice(0, sys.maxsize)
 
 
 def page(body: str | bytes, charset: str | None = None, *, html: bool = True, raw: bool = False) -> Reading:
-    return read(body.encode() if isinstance(body, str) else body, charset, URL, html, raw)
+    return read(body.encode() if isinstance(body, str) else body, charset, URL, html, raw, WHOLE)
 
 
 def test_the_main_content_as_markdown() -> None:
@@ -31,7 +35,7 @@ def test_the_main_content_as_markdown() -> None:
 
 def test_a_page_without_main_content_is_given_whole() -> None:
     hours = page("<title>Hours</title><h1>Opening hours</h1><p>From nine to five.<script>x()</script>")
-    assert hours == Reading("Hours", "# Opening hours\n\nFrom nine to five.")
+    assert (hours.title, hours.text) == ("Hours", "# Opening hours\n\nFrom nine to five.")
     items = "".join(f"<li><a href='p{number}'>Item {number}</a></li>" for number in range(40))
     index = page(f"<body><h2>Index</h2><ul>{items}</ul></body>").text
     assert index.startswith("## Index\n\n* [Item 0](https://example.com/folder/p0)\n* [Item 1]")
@@ -90,9 +94,21 @@ def test_pages_that_are_hard_to_read(body: str) -> None:
 
 
 async def test_a_worker_reads() -> None:
-    reader = Reader()
-    first = await reader.read(ARTICLE.encode(), "utf-8", URL, html=True, raw=False)
+    first = await reader_reads(Reader(Workers()), ARTICLE.encode())
     assert first == page(ARTICLE)
+
+
+def test_of_a_page_that_grows_no_more_is_given_than_was_asked_for() -> None:
+    """Each of its links is as long as the base that it names."""
+    links = "<li><a href=y>z</a>" * 200
+    body = f"<base href='http://x.test/{'x' * 1000}/'><body><h2>Index</h2><ul>{links}</ul></body>"
+    grown = read(body.encode(), None, URL, True, False, slice(5, 25))
+    assert grown == Reading("", page(body).text[5:25], len(page(body).text))
+    assert grown.total > 200_000
+
+
+async def reader_reads(reader: Reader, body: bytes, user: str = USER) -> Reading:
+    return await reader.read(user, body, None, URL, html=True, raw=False, part=WHOLE)
 
 
 def stuck(*_arguments: Any) -> Reading:
@@ -104,6 +120,12 @@ def stuck(*_arguments: Any) -> Reading:
 def killed(*_arguments: Any) -> Reading:
     """A page that is too much for its worker."""
     os._exit(1)
+
+
+def hungry(*_arguments: Any) -> Reading:
+    """A page that takes more memory than there is for it."""
+    bytearray(1024 * 1024 * 1024)
+    return Reading("", "", 0)
 
 
 class UnexpectedError(Exception):
@@ -120,20 +142,41 @@ def confused(*_arguments: Any) -> Reading:
 
 @pytest.mark.parametrize(
     ("fault", "seconds", "said"),
-    [(stuck, 3.0, "too long"), (killed, 60.0, "too much"), (confused, 60.0, "cannot be made")],
+    [
+        (stuck, 3.0, "too long"),
+        (killed, 60.0, "too much"),
+        (hungry, 60.0, "too much"),
+        (confused, 60.0, "cannot be made"),
+    ],
 )
 async def test_a_page_that_cannot_be_read_harms_no_other(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: Any, seconds: float, said: str
 ) -> None:
-    reader = Reader(workers=1)
+    reader = Reader(Workers())
     with monkeypatch.context() as patch:
         patch.setattr(reading, "read", fault)
         patch.setattr(reading, "READ_SECONDS", seconds)
         with pytest.raises(FetchError, match=said):
-            await reader.read(b"x", None, URL, html=True, raw=False)
+            await reader_reads(reader, b"x")
     assert "tell-no-one" not in caplog.text
     with anyio.fail_after(60):
-        assert (await reader.read(b"x", None, URL, html=True, raw=False)).text == "x"
+        assert (await reader_reads(reader, b"x")).text == "x"
+
+
+async def test_pages_of_one_user_keep_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Reader(Workers())
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "read", stuck)
+        patch.setattr(reading, "READ_SECONDS", 600.0)
+        waiting = [asyncio.create_task(reader_reads(reader, b"x", "eve")) for _ in range(4)]
+        await asyncio.sleep(0.1)
+    try:
+        with anyio.fail_after(60):
+            assert (await reader_reads(reader, b"x", "ana")).text == "x"
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 TOKENS = [

@@ -1,10 +1,5 @@
-"""Makes Markdown of what was fetched.
+"""Makes Markdown of what was fetched."""
 
-Pages come from strangers, and one can keep a parser busy for minutes. So they are read in worker processes, which are
-killed when they take too long.
-"""
-
-import asyncio
 import logging
 import re
 import sys
@@ -13,13 +8,13 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from anyio import BrokenWorkerProcess, CapacityLimiter, to_process
+from anyio import BrokenWorkerProcess
 
 from gatehouse_fetch import FetchError
+from gatehouse_fetch.workers import Workers
 
 LOG = logging.getLogger("gatehouse_fetch")
 READ_SECONDS = 20.0
-WORKERS = 2
 # Less than this may be a remark that was taken for the article.
 MAIN_LENGTH = 250
 TITLE_LENGTH = 300
@@ -40,29 +35,37 @@ SAMPLE = 64 * 1024
 
 @dataclass(frozen=True)
 class Reading:
-    """A page as a model reads it."""
+    """A page as a model reads it, or a part of it.
+
+    Attributes:
+        title: The page's.
+        text: The part.
+        total: How many characters the page has.
+    """
 
     title: str
     text: str
+    total: int
 
 
 class Reader:
-    """Reads pages in worker processes; those that are idle are kept."""
+    """Reads pages."""
 
-    def __init__(self, workers: int = WORKERS) -> None:
-        self._limiter = CapacityLimiter(workers)
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
 
-    async def read(self, body: bytes, charset: str | None, url: str, *, html: bool, raw: bool) -> Reading:
-        """The page: Markdown, or as it is where it is no HTML or `raw` is asked for.
+    async def read(
+        self, user: str, body: bytes, charset: str | None, url: str, *, html: bool, raw: bool, part: slice
+    ) -> Reading:
+        """A part of the page: of its Markdown, or of it as it is where it is no HTML or `raw` is asked for.
 
         Raises:
             FetchError: it cannot be read.
         """
         try:
-            async with asyncio.timeout(READ_SECONDS):
-                return await to_process.run_sync(
-                    read, body, charset, url, html, raw, cancellable=True, limiter=self._limiter
-                )
+            return await self._workers.run(user, READ_SECONDS, read, body, charset, url, html, raw, part)
+        except FetchError:
+            raise
         except TimeoutError:
             raise FetchError("The page takes too long to make Markdown of; raw shows its source.") from None
         except BrokenWorkerProcess:
@@ -72,12 +75,11 @@ class Reader:
             raise FetchError("The page cannot be made Markdown of; raw shows its source.") from None
 
 
-def read(body: bytes, charset: str | None, url: str, html: bool, raw: bool) -> Reading:
-    """What a worker does: see `Reader.read`."""
+def read(body: bytes, charset: str | None, url: str, html: bool, raw: bool, part: slice) -> Reading:
+    """What a worker does: see `Reader.read`. It cuts, since Markdown can be many times as long as its page."""
     text = _decoded(body, charset).translate(CONTROL)
-    if raw or not html:
-        return Reading("", text)
-    return _markdown(text, url)
+    title, text = ("", text) if raw or not html else _markdown(text, url)
+    return Reading(title, text[part], len(text))
 
 
 def _decoded(body: bytes, charset: str | None) -> str:
@@ -100,8 +102,8 @@ def _decoded(body: bytes, charset: str | None) -> str:
         )
 
 
-def _markdown(text: str, url: str) -> Reading:
-    """The main content; where none stands out, the whole page."""
+def _markdown(text: str, url: str) -> tuple[str, str]:
+    """The title and the main content; where none stands out, the whole page."""
     import trafilatura
     from lxml import etree, html
     from trafilatura.settings import DEFAULT_CONFIG
@@ -111,7 +113,7 @@ def _markdown(text: str, url: str) -> Reading:
         parser = html.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True)
         tree = html.document_fromstring(text.encode("utf-8", "replace"), parser=parser)
     except etree.ParserError:  # nothing but white space and comments
-        return Reading("", "")
+        return "", ""
     title = " ".join((tree.findtext(".//title") or "").split())[:TITLE_LENGTH]
     config = deepcopy(DEFAULT_CONFIG)
     # Without this, it gives the bare text of the whole page where it finds nothing better. We keep its structure.
@@ -126,8 +128,8 @@ def _markdown(text: str, url: str) -> Reading:
         config=config,
     )
     if main and len(main) >= MAIN_LENGTH:
-        return Reading(title, main)
-    return Reading(title, _whole(tree, url))
+        return title, main
+    return title, _whole(tree, url)
 
 
 def _whole(tree: Any, url: str) -> str:

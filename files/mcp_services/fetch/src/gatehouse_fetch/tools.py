@@ -12,10 +12,14 @@ from gatehouse_fetch import VERSION, FetchError
 from gatehouse_fetch.fetching import HTML, Fetcher, Page
 from gatehouse_fetch.policy import URL_LIMIT, parse
 from gatehouse_fetch.reading import Reader
-from gatehouse_service.native import Context, answer, tool_server
+from gatehouse_fetch.turns import Turns
+from gatehouse_service.native import Context, answer, headers_of, tool_server
 from gatehouse_service.tools import ToolRules
 
 LOG = logging.getLogger("gatehouse_fetch")
+# Calls at once, each of which may hold a page in memory; others wait.
+AT_ONCE = 16
+PER_USER = 4
 
 
 class Arguments(BaseModel):
@@ -47,6 +51,7 @@ class Fetching:
     def __init__(self, fetcher: Fetcher, reader: Reader) -> None:
         self._fetcher = fetcher
         self._reader = reader
+        self._turns = Turns(AT_ONCE, PER_USER)
 
     async def call(self, name: str, arguments: Mapping[str, Any], ctx: Context) -> CallToolResult:
         """Answer with a part of a page, or with a sentence that says why there is none."""
@@ -55,19 +60,28 @@ class Fetching:
         except ValidationError as error:
             return answer(" ".join(_sentence(fault) for fault in error.errors()), failed=True)
         try:
-            text = await self._part(wanted)
+            text = await self._part(wanted, headers_of(ctx).get("x-gatehouse-user", ""))
         except FetchError as error:
             LOG.info("%s: %s", _host(wanted.url), error)
             return answer(str(error), failed=True)
         LOG.info("%s: fetched", _host(wanted.url))
         return answer(text)
 
-    async def _part(self, wanted: Arguments) -> str:
-        page = await self._fetcher.fetch(wanted.url)
-        reading = await self._reader.read(
-            page.body, page.charset, str(page.url), html=_is_html(page), raw=wanted.raw
-        )
-        total, end = len(reading.text), wanted.start_index + wanted.max_length
+    async def _part(self, wanted: Arguments, user: str) -> str:
+        end = wanted.start_index + wanted.max_length
+        # Until it is read, the page is in memory.
+        async with self._turns.of(user):
+            page = await self._fetcher.fetch(wanted.url, user)
+            reading = await self._reader.read(
+                user,
+                page.body,
+                page.charset,
+                str(page.url),
+                html=_is_html(page),
+                raw=wanted.raw,
+                part=slice(wanted.start_index, end),
+            )
+        total = reading.total
         if not total:
             raise FetchError(
                 "The page has no text. A script may write it in the browser; raw shows the page's source."
@@ -77,7 +91,7 @@ class Fetching:
                 f"The page has {total} characters, so there is nothing from {wanted.start_index} on."
             )
         parts = [f"URL: {page.url}", f"Title: {reading.title}\n" if reading.title else ""]
-        parts.append(reading.text[wanted.start_index : end])
+        parts.append(reading.text)
         if end < total:
             parts.append(
                 f"\n[{total - end} of {total} characters are left; fetch them with start_index {end}.]"
