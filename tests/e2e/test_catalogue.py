@@ -238,7 +238,7 @@ def test_a_page_reaches_nothing_on_the_host(
     assert running and "--no-sandbox" not in running
 
 
-# covers: isolation
+# covers: own-files
 def test_a_browser_shows_nothing_of_what_another_session_saw(
     client: McpClient, gateway: Gateway, host: Host
 ) -> None:

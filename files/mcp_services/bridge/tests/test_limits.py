@@ -201,7 +201,7 @@ async def test_wrong_secrets_are_refused_at_the_start(
     assert b"tell-no-one" not in output + errors
 
 
-# covers: isolation
+# covers: own-files
 async def test_a_childs_temporary_files_are_its_own_and_go_with_it(start: Start, tmp_path: Path) -> None:
     temporary, elsewhere = tmp_path / "temporary", tmp_path / "elsewhere"
     temporary.mkdir()
