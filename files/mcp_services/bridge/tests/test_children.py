@@ -248,6 +248,15 @@ async def test_what_nobody_can_be_told_to_be_meant_by_is_told_to_nobody(start: S
         assert await own.rest() == []
 
 
+async def test_what_a_call_of_ones_own_child_says_is_told(start: Start) -> None:
+    bridge = start(BRIDGE_ISOLATION="per_user")
+    first, second = await bridge.open("ana"), await bridge.open("ana")
+    async with first.stream(first.tool("log", text="said")) as events:
+        said = await events.rest()
+    assert [message.get("method") for message in said][:-1] == ["notifications/message"]
+    assert await second.call("echo", text="x") == "x"
+
+
 async def test_progress_of_a_long_call_is_told_whatever_others_call(start: Start) -> None:
     bridge = start(BRIDGE_ISOLATION="shared")
     ana, bob = await bridge.open("ana"), await bridge.open("bob")

@@ -366,7 +366,7 @@ class App:
             if self._isolation == "per_session":
                 child = await self._pool.own(user)
             else:
-                child = await self._pool.joint(self._key(user, request), user, {})
+                child = await self._joint(self._key(user, request), user)
         except ChildError as error:
             await self._failed(request, error, message.id)
             return
@@ -556,15 +556,12 @@ class App:
             # A server of that age makes something of `requestState` itself.
             again = message.param("requestState") is not None
             child = (
-                None
-                if again and self._pool.ancient
-                else await self._pool.joint(key, user, offered, modern=True)
+                None if again and self._pool.ancient else await self._joint(key, user, offered, modern=True)
             )
             if child is None or (again and not child.modern):
                 exchange = self._rounds.resume(key, message, permit)
                 self._exchanges.add(exchange)
             else:
-                child.one_client = self._isolation == "per_session"
                 if not child.modern:
                     child.on_ask = self._rounds.ask
                 elif message.method == "tools/call":
@@ -628,6 +625,13 @@ class App:
             "per_session": (user, request.header(b"x-gatehouse-client") or "", jsonrpc.dump(offered or {})),
         }
         return keys[self._isolation]
+
+    async def _joint(
+        self, key: Key, user: str, offered: Mapping[str, Any] | None = None, modern: bool = False
+    ) -> Child:
+        child = await self._pool.joint(key, user, offered or {}, modern)
+        child.one_person = self._isolation != "shared"
+        return child
 
     def _permit(self, request: Request) -> Permit | None:
         if not self._tools.restrict:

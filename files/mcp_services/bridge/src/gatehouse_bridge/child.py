@@ -143,8 +143,8 @@ class Child:
         """See the class."""
         self.process = process
         self.shared = shared
-        # Whether all its clients are one person's with one program.
-        self.one_client = not shared
+        # Whether all its clients are one person's.
+        self.one_person = not shared
         # Whether it speaks 2026-07-28 with its clients, and takes their requests as they are.
         self.modern = False
         # Result of `initialize`, where the bridge made it.
@@ -558,7 +558,7 @@ class Child:
             subscribers = self._subscribers_of(str(message.param("uri")))
             return [client for client in everyone if client in subscribers]
         # Nothing else says whose it is. Not even where one client alone is there: another may just have left.
-        active = {call.client for call in self.calls.values()} if self.one_client else set()
+        active = {call.client for call in self.calls.values()} if self.one_person else set()
         return [client for client in everyone if client in active] if len(active) == 1 else []
 
     def _subscribers_of(self, uri: str) -> set[Client]:
