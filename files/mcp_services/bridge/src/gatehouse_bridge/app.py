@@ -560,6 +560,7 @@ class App:
             )
             if child is None or (again and not child.modern):
                 exchange = self._rounds.resume(key, message, permit)
+                message.forget()
                 self._exchanges.add(exchange)
             else:
                 if not child.modern:
