@@ -28,7 +28,28 @@ IDENTITY = {
     "X-Gatehouse-Client": "client-1",
     "X-Gatehouse-Scope": "mcp",
 }
-SECRETS = {"Authorization": "Bearer tell-no-one", "Cookie": "a=tell-no-one", "X-Api-Key": "tell-no-one"}
+SECRETS = {
+    "Authorization": "Bearer tell-no-one",
+    "Cookie": "a=tell-no-one",
+    "Referer": "https://app.example.com/tell-no-one?code=tell-no-one",
+    **dict.fromkeys(
+        (
+            "Mcp-Param-Word",
+            "Ocp-Apim-Subscription-Key",
+            "X-Access-Key",
+            "X-Amz-Signature",
+            "X-Api-Key",
+            "X-Auth",
+            "X-Credential",
+            "X-Forwarded-Uri",
+            "X-Functions-Key",
+            "X-Goog-IAP-JWT-Assertion",
+            "X-Passwd",
+            "X-Private-Key",
+        ),
+        "tell-no-one",
+    ),
+}
 TOOLS = ["echo", "whoami", "headers", "token", "timing", "cors", "negotiation", "session", "health"]
 ACCEPT = {"Accept": "application/json, text/event-stream"}
 
@@ -212,8 +233,9 @@ async def test_headers_never_shows_a_secret(url: str, mode: str) -> None:
     text = await call(url, "headers", mode, IDENTITY | SECRETS)
     assert "tell-no-one" not in text
     shown = json.loads(text)
-    assert shown["authorization"] == shown["cookie"] == shown["x-api-key"] == "(redacted)"
+    assert {shown[name.lower()] for name in SECRETS} == {"(redacted)"}
     assert shown["x-gatehouse-user"] == "local:ana"
+    assert shown["content-type"] == "application/json"
 
 
 # covers: eras
@@ -303,12 +325,109 @@ def test_what_is_no_json_or_too_long_is_refused(url: str) -> None:
     assert answer.json()["result"]["content"][0]["text"] == "x"
 
 
-@pytest.mark.parametrize("header", ["MCP-Protocol-Version", "Mcp-Method", "Mcp-Name"])
+def connect(url: str) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30)
+
+
+def head(size: int | str, **headers: str) -> bytes:
+    """The head of a request whose body comes by itself: of so many bytes, or `chunked`."""
+    length = f"Content-Length: {size}" if isinstance(size, int) else f"Transfer-Encoding: {size}"
+    fields = ACCEPT | {"Host": "localhost", "Content-Type": "application/json"} | headers
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"POST /mcp HTTP/1.1\r\n{length}\r\n{lines}\r\n".encode()
+
+
+def status_of(link: socket.socket) -> int:
+    return int(link.recv(65536)[9:12])
+
+
+def test_a_body_has_a_limit_and_is_served_up_to_it(url: str) -> None:
+    request = stateless("echo")
+
+    def sent(length: int) -> httpx.Response:
+        request["json"]["params"]["arguments"]["text"] = "x" * length
+        return httpx.post(f"{url}/mcp", **request)
+
+    assert len(sent(255 * 1024).json()["result"]["content"][0]["text"]) == 255 * 1024
+    refused = sent(256 * 1024)
+    assert refused.status_code == 413
+    assert refused.json()["error"]["message"] == "The message is larger than 256 KiB"
+
+
+def test_the_bodies_under_way_are_bounded_for_each_user_and_for_all(url: str) -> None:
+    size = 200 * 1024
+
+    def begin(user: str) -> socket.socket:
+        link = connect(url)
+        link.sendall(head(size, **{"X-Gatehouse-User": user}) + b"x" * (size - 1))
+        return link
+
+    def is_refused(user: str, links: list[socket.socket]) -> bool:
+        links.append(begin(user))
+        links[-1].settimeout(1)
+        try:
+            return status_of(links[-1]) == 503
+        except TimeoutError:
+            return False
+
+    links: list[socket.socket] = []
+    try:
+        ana = [is_refused("ana", links) for _ in range(6)]
+        assert ana == [False] * 5 + [True], "1 MiB of one user"
+        request = stateless("echo")
+        answer = httpx.post(
+            f"{url}/mcp", json=request["json"], headers=request["headers"] | {"X-Gatehouse-User": "ben"}
+        )
+        assert answer.status_code == 200, "another does not notice"
+        others = [is_refused(f"u{number // 5}", links) for number in range(16)]
+        assert others == [False] * 15 + [True], "4 MiB of all"
+    finally:
+        for link in links:
+            link.close()
+    with connect(url) as link:
+        whole = json.dumps(request["json"]).encode()
+        link.sendall(head(len(whole), **request["headers"], **{"X-Gatehouse-User": "ana"}) + whole)
+        assert status_of(link) == 200, "who has gone has nothing under way"
+
+
+def test_what_comes_after_the_body_is_nobody_s_identity(url: str) -> None:
+    request = stateless("whoami", **{"X-Gatehouse-User": "ana", "X-Gatehouse-Groups": "staff"})
+    body = json.dumps(request["json"]).encode()
+    trailers = b"X-Gatehouse-User: root\r\nX-Gatehouse-Groups: admins\r\n"
+    with connect(url) as link:
+        link.sendall(head("chunked", **request["headers"]))
+        link.sendall(b"%x\r\n%b\r\n0\r\n%b\r\n" % (len(body), body, trailers))
+        answer = link.recv(65536).partition(b"\r\n\r\n")[2]
+        who = json.loads(json.loads(answer)["result"]["content"][0]["text"])
+        assert (who["user"], who["groups"]) == ("ana", ["staff"])
+        # The next request on the connection has a head of its own.
+        link.sendall(head(len(body), **request["headers"], **{"X-Gatehouse-Name": "Ana"}) + body)
+        answer = link.recv(65536).partition(b"\r\n\r\n")[2]
+        who = json.loads(json.loads(answer)["result"]["content"][0]["text"])
+        assert (who["user"], who["name"], who["groups"]) == ("ana", "Ana", ["staff"])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Host",
+        "Last-Event-ID",
+        "MCP-Protocol-Version",
+        "Mcp-Method",
+        "Mcp-Name",
+        "Mcp-Session-Id",
+        "X-Gatehouse-Groups",
+        "X-Gatehouse-User",
+    ],
+)
 def test_a_header_that_comes_twice_is_refused(url: str, header: str) -> None:
     request = stateless("echo")
-    twice = [*request["headers"].items(), (header, request["headers"][header])]
-    answer = httpx.post(f"{url}/mcp", json=request["json"], headers=twice)
-    assert answer.status_code == 400
+    headers = {"Host": "localhost", header: "x", **request["headers"]}
+    body = json.dumps(request["json"]).encode()
+    second = f"\r\n{header.lower()}: {headers[header]}\r\n\r\n".encode()
+    with connect(url) as link:
+        link.sendall(head(len(body), **headers).replace(b"\r\n\r\n", second) + body)
+        assert status_of(link) == 400
 
 
 @pytest.mark.parametrize(

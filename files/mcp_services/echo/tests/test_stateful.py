@@ -7,11 +7,21 @@ from typing import Any
 
 import httpx
 import pytest
-from test_echo import ACCEPT, call, running
+from test_echo import ACCEPT, call, connect, head, running, status_of
 
 ANA, BEN = {"X-Gatehouse-User": "local:ana"}, {"X-Gatehouse-User": "local:ben"}
 STATEFUL = {"ECHO_STATEFUL": "true"}
 COUNTER = "session://counter"
+INITIALIZE: dict[str, Any] = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {
+        "protocolVersion": "2025-11-25",
+        "capabilities": {},
+        "clientInfo": {"name": "t", "version": "1"},
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +101,24 @@ def test_a_session_is_its_user_s_alone(url: str, method: str) -> None:
     assert answered.status_code == unknown.status_code == 404
     assert answered.content == unknown.content, "whether it is another's or none at all, no one learns"
     assert ana.tool("count")["count"] == 1, "and it is as it was"
+
+
+@pytest.mark.parametrize(
+    "second",
+    [("Mcp-Session-Id", None), ("MCP-Protocol-Version", "2026-07-28"), ("X-Gatehouse-User", "local:ana")],
+)
+@pytest.mark.parametrize("method", ["POST", "GET", "DELETE"])
+def test_a_second_header_opens_no_session_of_another(
+    url: str, method: str, second: tuple[str, str | None]
+) -> None:
+    ana, ben = Client(url, ANA), Client(url, BEN)
+    name, value = second
+    headers = [*(ana.headers | BEN).items(), (name, value or ben.headers["Mcp-Session-Id"])]
+    body = ana.body("tools/call", {"name": "count", "arguments": {}}) if method == "POST" else None
+    answered = httpx.request(method, ana.url, json=body, headers=headers)
+    assert answered.status_code == 400
+    assert name.lower() in answered.json()["error"]["message"]
+    assert ana.tool("count")["count"] == 1, "it is as it was"
 
 
 def test_no_session_is_400_and_an_ended_one_404(url: str) -> None:
@@ -190,15 +218,9 @@ def test_how_many_sessions_there_may_be() -> None:
     with running(**STATEFUL, **bounds) as url:
         first = Client(url, ANA)
         Client(url, ANA)
-        hello = {
-            "protocolVersion": "2025-11-25",
-            "capabilities": {},
-            "clientInfo": {"name": "t", "version": "1"},
-        }
-        body = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
 
         def opening(user: dict[str, str]) -> int:
-            return httpx.post(f"{url}/mcp", json=body, headers=ACCEPT | user).status_code
+            return httpx.post(f"{url}/mcp", json=INITIALIZE, headers=ACCEPT | user).status_code
 
         assert opening(ANA) == 503, "one user takes not all places"
         assert opening(BEN) == 200
@@ -207,11 +229,99 @@ def test_how_many_sessions_there_may_be() -> None:
         assert opening(BEN) == 200
 
 
+def test_who_opens_sessions_at_once_gets_no_more_of_them() -> None:
+    with running(**STATEFUL, ECHO_MAX_SESSIONS_PER_USER="3") as url:
+        body = json.dumps(INITIALIZE).encode()
+        links = [connect(url) for _ in range(20)]
+        for link in links:
+            link.sendall(head(len(body), **ANA) + body[:10])
+        for link in links:
+            link.sendall(body[10:])
+        statuses = [status_of(link) for link in links]
+        assert (statuses.count(200), statuses.count(503)) == (3, 17)
+        for link in links:
+            link.close()
+
+
+def test_an_opening_that_fails_and_a_session_that_ends_leave_their_place() -> None:
+    with (
+        running(**STATEFUL, ECHO_MAX_SESSIONS_PER_USER="1") as url,
+        # What the connection that stays open remembers of the last request takes no place.
+        httpx.Client(headers=ACCEPT | ANA, timeout=30) as http,
+    ):
+        for _ in range(3):
+            assert (
+                http.post(f"{url}/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "ping"}).status_code == 400
+            )
+            opened = http.post(f"{url}/mcp", json=INITIALIZE)
+            assert opened.status_code == 200
+            assert http.post(f"{url}/mcp", json=INITIALIZE).status_code == 503
+            session = {"Mcp-Session-Id": opened.headers["mcp-session-id"]}
+            assert http.delete(f"{url}/mcp", headers=session).is_success
+
+
+def abandon(client: Client, **arguments: Any) -> None:
+    """Make a call that lasts, and go when it is under way or refused."""
+    call = client.body("tools/call", {"name": "wait", "arguments": {"seconds": 600, **arguments}})
+    body = json.dumps(call).encode()
+    with connect(client.url.removesuffix("/mcp")) as link:
+        link.sendall(head(len(body), **client.headers) + body)
+        assert status_of(link) in (200, 503)
+
+
+def refusal(client: Client, **arguments: Any) -> str | None:
+    """What a call is refused with."""
+    answered = client.post("tools/call", {"name": "count", "arguments": arguments})
+    if answered.status_code != 200:
+        return str(answered.json()["error"]["message"])
+    error = data_of(answered.text)[-1].get("error")
+    return str(error["message"]) if error else None
+
+
+def test_calls_that_outlive_their_client_are_bounded(url: str) -> None:
+    clients = [Client(url, ANA), Client(url, ANA)]
+    for number in range(64):
+        abandon(clients[number % 2])
+    for client in clients:
+        assert "too many calls" in str(refusal(client))
+        assert client.post("tools/list", {}).is_success, "what is no call goes on"
+    assert refusal(Client(url, BEN)) is None, "another does not notice"
+    assert httpx.delete(clients[0].url, headers=clients[0].headers).is_success
+    assert refusal(clients[1]) is None, "what a session had under way ends with it"
+    assert httpx.delete(clients[1].url, headers=clients[1].headers).is_success
+
+
+def test_the_bodies_of_calls_that_outlive_their_client_are_bounded(url: str) -> None:
+    client, more = Client(url, ANA), "x" * 250_000
+    for _ in range(8):
+        abandon(client, more=more)
+    assert refusal(client, more=more) is not None
+    assert refusal(client) is None, "a small one has room"
+    assert httpx.delete(client.url, headers=client.headers).is_success
+    assert refusal(Client(url, ANA), more=more) is None
+
+
+def test_what_sessions_keep_of_their_messages_is_bounded(url: str) -> None:
+    large = {"x": "x" * 200_000}
+    opening = INITIALIZE | {"params": INITIALIZE["params"] | {"_meta": large}}
+    statuses = []
+    for user in ({"X-Gatehouse-User": "local:eve"}, {"X-Gatehouse-User": "local:mal"}):
+        for _ in range(6):
+            if user["X-Gatehouse-User"] == "local:eve":
+                sent = httpx.post(f"{url}/mcp", json=opening, headers=ACCEPT | user, timeout=30)
+            else:
+                sent = Client(url, user).post("ping", {"_meta": large})
+            statuses.append(sent.status_code)
+    assert statuses == [200] * 4 + [503] * 2 + [200] * 4 + [503] * 2
+    Client(url, ANA)
+
+
 def test_a_session_that_nobody_uses_ends() -> None:
-    with running(**STATEFUL, ECHO_IDLE_SECONDS="1") as url:
+    with running(**STATEFUL, ECHO_IDLE_SECONDS="1", ECHO_MAX_SESSIONS_PER_USER="1") as url:
         client = Client(url, ANA)
         time.sleep(2.5)
         assert client.post("tools/list", {}).status_code == 404
+        assert Client(url, ANA).tool("count")["count"] == 1, "and leaves its place"
 
 
 async def test_requests_of_2026_need_no_session(url: str) -> None:

@@ -186,6 +186,15 @@ async def test_its_own_ports_are_not_fetched(guarded: Running) -> None:
     assert "is not fetched from; allowed are 80, 443." in answer.text
 
 
+def test_a_request_is_no_larger_than_it_need_be(guarded: Running) -> None:
+    def sent(size: int) -> int:
+        params = {"name": "fetch", "arguments": {"url": "x" * size}}
+        body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+        return httpx.post(f"{guarded.url}/mcp", json=body, headers=ACCEPT).status_code
+
+    assert (sent(63 * 1024), sent(64 * 1024)) == (200, 413)
+
+
 async def test_logs_name_hosts_and_outcomes_and_no_more(origin: Site) -> None:
     started = Running(str(Path(__file__).with_name("served.py")), str(origin.port))
     await call(started, url=f"{origin.origin}/letters?tell-no-one=1#tell-no-one")

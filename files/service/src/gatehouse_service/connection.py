@@ -9,7 +9,7 @@ HEAD_SECONDS = 10
 
 
 class Connection(HttpToolsProtocol):
-    """Uvicorn's protocol, for subclasses that answer some requests past the application.
+    """Uvicorn's protocol, by itself or for subclasses that answer some requests past the application.
 
     A subclass calls `_head_is_complete` with each head, `_is_idle` with each answer of its own, and says in `_is_under_way`
     what it is at work on.
@@ -40,6 +40,14 @@ class Connection(HttpToolsProtocol):
         if not self._head_came and self._begun is None and not self._is_under_way():
             self._begun = self.loop.time()
             self._wait(HEAD_SECONDS)
+
+    def on_headers_complete(self) -> None:
+        """Hand the request on."""
+        self._head_is_complete()
+        super().on_headers_complete()
+        # What the parser adds to this list from now on came after the body, past whoever vouches for the head. The
+        # request keeps the list as it was.
+        self.headers = []
 
     def _head_is_complete(self) -> None:
         self._head_came, self._begun = True, None

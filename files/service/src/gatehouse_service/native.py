@@ -19,11 +19,12 @@ from urllib.parse import urlsplit
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from mcp.server.transport_security import DEFAULT_MAX_REQUEST_BODY_SIZE
 from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import x_mcp_header_map
 from mcp_types import (
+    INTERNAL_ERROR,
     INVALID_PARAMS,
+    INVALID_REQUEST,
     CallToolRequestParams,
     CallToolResult,
     ListToolsResult,
@@ -34,17 +35,25 @@ from mcp_types import (
 from pydantic_core import from_json
 
 from gatehouse_service import single, systemd
+from gatehouse_service.budget import Budget, TooMuchError
 from gatehouse_service.configuration import ServiceSettings
 from gatehouse_service.tools import ToolRules, groups_of
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
 Context = ServerRequestContext[Any, Any]
 # A tool's name, its arguments, and the request.
 Call = Callable[[str, Mapping[str, Any], Context], Awaitable[CallToolResult]]
 # When the request under way came, in seconds since the epoch.
 ARRIVED: ContextVar[float] = ContextVar("ARRIVED")
+# The largest body of a request. JSON of many small values becomes thirty times as large in memory.
+BODY_LIMIT = 256 * 1024
+# The bodies of all requests under way, of one user and of all.
+BODIES_OF_ONE, BODIES_OF_ALL = 1024 * 1024, 4 * 1024 * 1024
+# Besides the gateway's own these stand once in a request: of two, one reader takes the first and another the last.
+SINGLE = frozenset({b"host", b"mcp-session-id", b"mcp-protocol-version", b"last-event-id"})
 
 
 def answer(text: str, *, failed: bool = False) -> CallToolResult:
@@ -91,9 +100,7 @@ def tool_server(
     def has(ctx: Context, tool: str) -> bool:
         return rules.permits(groups_of(headers_of(ctx).get("x-gatehouse-groups", "")), tool)
 
-    async def list_tools(
-        ctx: Context, _params: PaginatedRequestParams | None
-    ) -> ListToolsResult:
+    async def list_tools(ctx: Context, _params: PaginatedRequestParams | None) -> ListToolsResult:
         return ListToolsResult(tools=[tool for tool in tools if has(ctx, tool.name)])
 
     async def call_tool(ctx: Context, params: CallToolRequestParams) -> CallToolResult:
@@ -129,6 +136,7 @@ class App:
         settings: ServiceSettings,
         server: Server[Any],
         manager: StreamableHTTPSessionManager | None = None,
+        body_limit: int = BODY_LIMIT,
     ) -> None:
         """See the class.
 
@@ -136,17 +144,24 @@ class App:
             settings: The service's.
             server: Its tools.
             manager: The SDK's transport, where it is another than the stateless one.
+            body_limit: Bytes that a request's body may have.
         """
         self._hosts = settings.hosts
         self._health = json.dumps({"status": "ok", "service": settings.service}).encode()
         self._server = server
         self._mcp = manager or StreamableHTTPSessionManager(app=server, stateless=True, json_response=True)
+        self._body_limit = body_limit
+        self._bodies = Budget(BODIES_OF_ONE, BODIES_OF_ALL)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the application's life."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
-        elif not self._host_is_ours(scope):
+            return
+        headers = dict(scope["headers"])
+        if len(headers) < len(scope["headers"]) and (twice := _twice(scope["headers"])):
+            await refuse(send, 400, f"The header {twice} stands more than once: send it once")
+        elif _hostname(headers.get(b"host", b"")) not in self._hosts:
             await reply(send, 421, b'{"error":"unknown host"}')
         elif scope["path"] == "/health":
             await reply(send, 200, self._health)
@@ -154,22 +169,52 @@ class App:
             await reply(send, 404, b'{"error":"not found; the endpoint is /mcp"}')
         else:
             ARRIVED.set(time.time())
-            await self.serve_mcp(scope, receive, send)
+            user = headers.get(b"x-gatehouse-user", b"").decode("latin-1")
+            await self._read_and_serve(user, scope, receive, send)
 
-    async def serve_mcp(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request to `/mcp`, without sessions."""
+    async def _read_and_serve(self, user: str, scope: Scope, receive: Receive, send: Send) -> None:
+        body, more = bytearray(), True
+        try:
+            while more:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return  # the client has gone
+                part, more = message.get("body", b""), message.get("more_body", False)
+                if len(body) + len(part) > self._body_limit:
+                    await refuse(send, 413, f"The message is larger than {self._body_limit // 1024} KiB")
+                    return
+                self._bodies.take(user, len(part))
+                body += part
+            await self.serve_mcp(scope, body, _again(body, receive), send)
+        except TooMuchError:
+            text = "Too much is under way: come again when some of it has ended"
+            await refuse(send, 503, text, [(b"retry-after", b"1")])
+        finally:
+            self._bodies.give_back(user, len(body))
+
+    async def serve_mcp(self, scope: Scope, body: bytearray, receive: Receive, send: Send) -> None:
+        """Serve one request to `/mcp`, without sessions.
+
+        Args:
+            scope: ASGI's.
+            body: The request's, whole.
+            receive: ASGI's; it gives the body once more.
+            send: ASGI's.
+        """
         if scope["method"] != "POST":
             # Without sessions there is nothing to listen to (GET) and nothing to end (DELETE).
             await reply(send, 405, b'{"error":"only POST"}', [(b"allow", b"POST")])
             return
-        read, body = await _read(receive)
         fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
         headers = dict(fields)
-        version = single.version_of(body, fields, headers)
+        message = _parsed(body)
+        version = single.version_of(message, fields, headers)
         if version is None:
-            await self._mcp.handle_request(scope, _again(read, receive), send)
+            # The SDK reads the body by itself: what it says need not be in memory twice.
+            del message
+            await self._mcp.handle_request(scope, receive, send)
         else:
-            await reply(send, *await single.answer_one(self._server, body, headers, version))
+            await reply(send, *await single.answer_one(self._server, message, headers, version))
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -179,12 +224,6 @@ class App:
             await receive()
             watchdog.cancel()
         await send({"type": "lifespan.shutdown.complete"})
-
-    def _host_is_ours(self, scope: Scope) -> bool:
-        return (
-            _hostname(next((value for name, value in scope["headers"] if name == b"host"), b""))
-            in self._hosts
-        )
 
 
 @lru_cache(256)
@@ -196,39 +235,37 @@ def _hostname(host: bytes) -> str | None:
         return None
 
 
-async def _read(receive: Receive) -> tuple[list[MutableMapping[str, Any]], Any]:
-    """What came of a body, and what it says; None where it is too long, is cut off, or is no JSON."""
-    read, size = [], 0
-    while size <= DEFAULT_MAX_REQUEST_BODY_SIZE:
-        read.append(message := await receive())
-        size += len(message.get("body", b""))
-        if message["type"] != "http.request":
-            break
-        if not message.get("more_body"):
-            if size > DEFAULT_MAX_REQUEST_BODY_SIZE:
-                break
-            try:
-                return read, from_json(b"".join(part["body"] for part in read))
-            except ValueError:
-                break
-    return read, None
+def _twice(headers: Headers) -> str | None:
+    """The name of a header that stands more than once and must not."""
+    seen = set()
+    for name, _ in headers:
+        if name in seen and (name in SINGLE or name.startswith(b"x-gatehouse-")):
+            return name.decode("latin-1")
+        seen.add(name)
+    return None
 
 
-def _again(read: list[MutableMapping[str, Any]], receive: Receive) -> Receive:
-    """Gives what was read once more, then what comes."""
-    waiting = iter(read)
+def _parsed(body: bytearray) -> Any:
+    """What a body says; None where it is no JSON."""
+    try:
+        return from_json(body)
+    except ValueError:
+        return None
+
+
+def _again(body: bytearray, receive: Receive) -> Receive:
+    """Gives the body, then what comes."""
+    waiting = [body]
 
     async def again() -> MutableMapping[str, Any]:
-        for message in waiting:
-            return message
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
         return await receive()
 
     return again
 
 
-async def reply(
-    send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]] | None = None
-) -> None:
+async def reply(send: Send, status: int, body: bytes, headers: Headers | None = None) -> None:
     """Answer with JSON, whole."""
     fields = [
         (b"content-type", b"application/json"),
@@ -237,6 +274,13 @@ async def reply(
     ]
     await send({"type": "http.response.start", "status": status, "headers": fields})
     await send({"type": "http.response.body", "body": body})
+
+
+async def refuse(send: Send, status: int, text: str, headers: Headers | None = None) -> None:
+    """Answer that a request is not served, before it is known which one it is."""
+    code = INVALID_REQUEST if status < 500 else INTERNAL_ERROR
+    error = {"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": text}}
+    await reply(send, status, json.dumps(error).encode(), headers)
 
 
 class _JsonFormatter(logging.Formatter):

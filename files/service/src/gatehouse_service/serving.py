@@ -4,12 +4,13 @@ import asyncio
 import gc
 import socket
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import uvicorn
 
 from gatehouse_service import systemd
 from gatehouse_service.configuration import stop
+from gatehouse_service.connection import Connection
 
 # Longer than Traefik keeps an idle connection (90 s), so that it never writes into one that is closing.
 KEEP_ALIVE_SECONDS = 120
@@ -46,7 +47,7 @@ def serve(
     addresses: list[tuple[str, int]],
     drain_seconds: int,
     on_stop: Callable[[], None] = lambda: None,
-    protocol: type[asyncio.Protocol] | Literal["httptools"] = "httptools",
+    protocol: type[asyncio.Protocol] = Connection,
 ) -> None:
     """Serve an ASGI application until SIGTERM; requests that have begun get `drain_seconds`.
 
@@ -55,7 +56,7 @@ def serve(
         addresses: Where to listen. One that cannot be had ends the process with a sentence.
         drain_seconds: Seconds for what has begun.
         on_stop: Called when it stops, before the draining.
-        protocol: What handles a connection, where uvicorn's own is not enough.
+        protocol: What handles a connection, where it answers past the application.
     """
     try:
         sockets = [_listen(*address) for address in addresses]

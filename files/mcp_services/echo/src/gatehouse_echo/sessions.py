@@ -1,34 +1,45 @@
 """Sessions of the earlier revisions: whose they are, what of them can be sent again, and how many there may be.
 
-The SDK keeps a session and its streams. What it leaves to a service is here: a session is one user's, and the events of
-one are no one else's.
+The SDK keeps a session and its streams. What it leaves to a service is here: a session is one user's, the events of one
+are no one else's, and nobody has more of them, or more calls under way, than a share.
 """
 
 import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
+from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakValueDictionary
 
+from mcp.server.context import CallNext, HandlerResult
 from mcp.server.lowlevel import Server
-from mcp.server.streamable_http import GET_STREAM_KEY, EventCallback, EventMessage, EventStore
+from mcp.server.streamable_http import (
+    GET_STREAM_KEY,
+    EventCallback,
+    EventMessage,
+    EventStore,
+    StreamableHTTPServerTransport,
+)
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from mcp_types import JSONRPCMessage
+from mcp.shared.exceptions import MCPError
+from mcp_types import INTERNAL_ERROR, JSONRPCMessage
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from gatehouse_echo.settings import EchoSettings
+from gatehouse_service.budget import Budget, TooMuchError
 from gatehouse_service.configuration import ServiceSettings
-from gatehouse_service.native import App, Receive, Scope, Send, reply
+from gatehouse_service.native import App, Context, Receive, Scope, Send, headers_of, refuse
 
 # What is kept of a session's events.
 MAX_EVENTS = 256
 MAX_BYTES = 256 * 1024
 # After how long a client whose stream ended comes back.
 RETRY_MILLISECONDS = 1000
+# Calls under way of one user, in whatever session, and of all.
+CALLS_OF_ONE, CALLS_OF_ALL = 64, 1024
 
 
 @dataclass(frozen=True)
@@ -43,11 +54,13 @@ class Event:
 
 @dataclass(eq=False)
 class Session:
-    """One session. It lives as long as the SDK serves it."""
+    """One session, for as long as the SDK serves it."""
 
     owner: str
     opened: float = field(default_factory=time.time)
     requests: int = 0
+    # Bytes of its largest message: the SDK keeps the last one until the next comes, and what it was opened with.
+    size: int = 0
     count: int = 0
     subscribed: set[str] = field(default_factory=set)
     events: deque[Event] = field(default_factory=deque)
@@ -80,6 +93,8 @@ class Session:
 
 # The session of the request under way, and of all that the SDK does for it.
 CURRENT: ContextVar[Session | None] = ContextVar("CURRENT", default=None)
+# How large its body is.
+SIZE: ContextVar[int] = ContextVar("SIZE")
 
 
 class Events(EventStore):
@@ -105,16 +120,31 @@ class Events(EventStore):
         return stream
 
 
+class _Manager(StreamableHTTPSessionManager):
+    """The SDK's, that tells of a session's end."""
+
+    def __init__(self, on_end: Callable[[str], None], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._on_end = on_end
+
+    async def _discard_session(self, session_id: str, transport: StreamableHTTPServerTransport) -> None:
+        # The one place where every session ends, for whatever reason; the SDK has no public one.
+        self._on_end(session_id)
+        await super()._discard_session(session_id, transport)
+
+
 class StatefulApp(App):
     """The application with sessions. Requests of 2026-07-28 have none, here either."""
 
     def __init__(self, settings: ServiceSettings, echo: EchoSettings, server: Server[Any]) -> None:
         """See the class."""
         self._life = settings.stream_life
-        self._per_user = echo.max_sessions_per_user
-        # Nothing but the SDK's task of a session holds it: when that ends, it is gone.
-        self._sessions: WeakValueDictionary[str, Session] = WeakValueDictionary()
-        manager = StreamableHTTPSessionManager(
+        self._places = Budget(echo.max_sessions_per_user, echo.max_sessions)
+        self._calls = Budget(CALLS_OF_ONE, CALLS_OF_ALL)
+        self._sessions: dict[str, Session] = {}
+        server.middleware.append(self._count)
+        manager = _Manager(
+            self._end,
             app=server,
             event_store=Events(),
             session_idle_timeout=echo.idle_seconds,
@@ -122,9 +152,10 @@ class StatefulApp(App):
         )
         super().__init__(settings, server, manager)
 
-    async def serve_mcp(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve_mcp(self, scope: Scope, body: bytearray, receive: Receive, send: Send) -> None:
         """Serve one request to `/mcp`. A session that is another user's is none at all."""
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        SIZE.set(len(body))
         version = headers.get(b"mcp-protocol-version")
         if version is not None and version not in HANDSHAKE_PROTOCOL_VERSIONS:
             CURRENT.set(None)
@@ -133,16 +164,15 @@ class StatefulApp(App):
         user, name = headers.get(b"x-gatehouse-user", ""), headers.get(b"mcp-session-id")
         if name is None:
             if scope["method"] != "POST":
-                await _refuse(send, 400, "Missing session id: initialize first")
-            elif sum(session.owner == user for session in self._sessions.values()) >= self._per_user:
-                await _refuse(send, 503, "You have too many sessions open: end one, or wait until it expires")
+                await refuse(send, 400, "Missing session id: initialize first")
             else:
-                await self._open(Session(user), scope, receive, send)
+                await self._open(user, len(body), scope, receive, send)
             return
         session = self._sessions.get(name)
         if session is None or session.owner != user:
-            await _refuse(send, 404, "No such session: initialize again")
+            await refuse(send, 404, "No such session: initialize again")
             return
+        self._widen(session, len(body))
         session.requests += 1
         CURRENT.set(session)
         if scope["method"] == "GET":
@@ -151,6 +181,18 @@ class StatefulApp(App):
             await self._listen(session if primed else None, scope, receive, send)
         else:
             await self._mcp.handle_request(scope, receive, send)
+
+    async def _count(self, ctx: Context, call_next: CallNext) -> HandlerResult:
+        """Serve a message. A call can outlive the connection that it came on, and so is counted, with its body, until it ends."""
+        if ctx.method != "tools/call":
+            return await call_next(ctx)
+        user = headers_of(ctx).get("x-gatehouse-user", "")
+        try:
+            with self._calls.taken(user, 1), self._bodies.taken(user, SIZE.get()):
+                return await call_next(ctx)
+        except TooMuchError:
+            text = "You have too many calls under way: wait until some of them have ended"
+            raise MCPError(code=INTERNAL_ERROR, message=text) from None
 
     async def _listen(self, primed: Session | None, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a stream that would never end until its life is over: then its client comes back, and is checked again.
@@ -183,20 +225,41 @@ class StatefulApp(App):
         if ended is False:
             await send({"type": "http.response.body", "body": b""})
 
-    async def _open(self, session: Session, scope: Scope, receive: Receive, send: Send) -> None:
-        async def watch(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start" and message["status"] < 400:
-                for name, value in message["headers"]:
-                    if name.lower() == b"mcp-session-id":
-                        self._sessions[value.decode("latin-1")] = session
-            await send(message)
+    async def _open(self, user: str, size: int, scope: Scope, receive: Receive, send: Send) -> None:
+        session = Session(user)
+        with ExitStack() as unopened:
+            # Taken before anything is waited for: who opens many at once gets no more than who opens one after the other.
+            try:
+                self._places.take(user, 1)
+            except TooMuchError:
+                await refuse(send, 503, "Too many sessions are open: end one, or wait until it expires")
+                return
+            unopened.callback(self._give_back, session)
+            self._widen(session, size)
 
-        session.requests += 1
-        CURRENT.set(session)
-        await self._mcp.handle_request(scope, receive, watch)
+            async def watch(message: MutableMapping[str, Any]) -> None:
+                if message["type"] == "http.response.start" and message["status"] < 400:
+                    for name, value in message["headers"]:
+                        if name.lower() == b"mcp-session-id":
+                            self._sessions[value.decode("latin-1")] = session
+                            unopened.pop_all()
+                await send(message)
 
+            session.requests += 1
+            CURRENT.set(session)
+            await self._mcp.handle_request(scope, receive, watch)
 
-async def _refuse(send: Send, status: int, text: str) -> None:
-    code = -32600 if status < 500 else -32603
-    body = f'{{"jsonrpc":"2.0","id":null,"error":{{"code":{code},"message":"{text}"}}}}'
-    await reply(send, status, body.encode())
+    def _widen(self, session: Session, size: int) -> None:
+        """Count a session with its largest message."""
+        if size > session.size:
+            self._bodies.take(session.owner, size - session.size)
+            session.size = size
+
+    def _end(self, name: str) -> None:
+        session = self._sessions.pop(name, None)
+        if session is not None:
+            self._give_back(session)
+
+    def _give_back(self, session: Session) -> None:
+        self._places.give_back(session.owner, 1)
+        self._bodies.give_back(session.owner, session.size)

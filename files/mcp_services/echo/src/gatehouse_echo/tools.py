@@ -19,9 +19,38 @@ from gatehouse_service.native import ARRIVED, Context, answer, headers_of, tool_
 
 VERSION = "0.2.0"
 REDACTED = "(redacted)"
-# Parts of the names of headers whose values are nobody's business. The gateway takes a client's Authorization away;
-# this holds where it does not stand in front.
-SECRET_PARTS = ("authorization", "cookie", "token", "secret", "password", "api-key", "apikey", "session-id")
+# Headers whose values may be shown, besides the gateway's own. Any other may hold a secret, by whatever name; so may the path and
+# the query of a referrer.
+SHOWN = frozenset(
+    {
+        "accept",
+        "accept-encoding",
+        "accept-language",
+        "cache-control",
+        "connection",
+        "content-length",
+        "content-type",
+        "host",
+        "mcp-method",
+        "mcp-name",
+        "mcp-protocol-version",
+        "origin",
+        "sec-fetch-dest",
+        "sec-fetch-mode",
+        "sec-fetch-site",
+        "traceparent",
+        "transfer-encoding",
+        "user-agent",
+        "via",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-forwarded-proto",
+        "x-forwarded-server",
+        "x-real-ip",
+        "x-request-id",
+    }
+)
 IDENTITY = ("user", "name", "email", "client", "scope")
 META = "io.modelcontextprotocol/"
 INSTRUCTIONS = "Diagnostics of the gateway: what a service sees of you and of your request."
@@ -97,9 +126,9 @@ def whoami(headers: Mapping[str, str]) -> dict[str, Any]:
 
 
 def shown(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers, with the values of secret ones blotted out."""
+    """The headers, with the values blotted out of those that may be secret."""
     return {
-        name: REDACTED if any(part in name.lower() for part in SECRET_PARTS) else value
+        name: value if name in SHOWN or name.startswith("x-gatehouse-") else REDACTED
         for name, value in headers.items()
     }
 

@@ -11,12 +11,15 @@ from gatehouse_service.configuration import ConfigurationError, ServiceSettings,
 from gatehouse_service.native import App, log_to_stdout
 from gatehouse_service.serving import serve
 
+# The largest body of a request: a URL and some numbers.
+BODY_LIMIT = 64 * 1024
+
 
 def run(settings: ServiceSettings, fetcher: Fetcher, workers: Workers) -> None:
     """Listen, serve until SIGTERM."""
     log_to_stdout(settings.service)
     logging.getLogger("gatehouse_fetch").setLevel(logging.INFO)
-    app = App(settings, create_server(fetcher, Reader(workers), settings.tools))
+    app = App(settings, create_server(fetcher, Reader(workers), settings.tools), body_limit=BODY_LIMIT)
     serve(app, addresses(settings.listen), settings.drain_seconds)
 
 
