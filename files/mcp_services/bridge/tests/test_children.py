@@ -349,7 +349,7 @@ async def test_what_a_child_gets_and_what_it_does_not(start: Start, tmp_path: Pa
     variables = json.loads(await session.call("env"))
     assert variables["OWN"] == "1"
     assert variables["API_KEY"] == "tell-no-one"
-    assert variables.keys() - {"LC_CTYPE"} == {"PATH", "OWN", "API_KEY", "GATEHOUSE_BRIDGE_CHILD"}
+    assert variables.keys() - {"LC_CTYPE"} == {"PATH", "OWN", "API_KEY", "TMPDIR", "GATEHOUSE_BRIDGE_CHILD"}
     await session.call("say", text="the key is tell-no-one")
     eventually(lambda: "the key is ***" in bridge.log)
     assert "tell-no-one" not in bridge.log
