@@ -78,7 +78,8 @@ def test_a_sign_in_has_the_answers_that_the_document_names(node: Node) -> None:
         at = f"/register/{client}"
         browser.get(at, headers=own)
         browser.put(at, headers=own, json={"client_id": client, "redirect_uris": [REDIRECT]})
-        browser.authorize(client, code_challenge_method="plain")
+        for app in (client, "machine"):
+            browser.authorize(app, code_challenge_method="plain")
         tokens = browser.tokens(client)
         for path in ("/introspect", "/revoke"):
             browser.post(path, data={"token": tokens.access}, auth=("machine", "machine-secret"))
@@ -94,7 +95,8 @@ def test_a_sign_in_has_the_answers_that_the_document_names(node: Node) -> None:
     assert seen >= {
         "POST /register 201", "GET /register/{client_id} 200", "PUT /register/{client_id} 200",
         "DELETE /register/{client_id} 204", "GET /register/{client_id} 401", "GET /authorize 303",
-        "GET /authorize 302", "GET /consent 200", "POST /consent 303", "POST /consent 302",
+        "GET /authorize 302", "GET /authorize 400", "GET /consent 200",
+        "POST /consent 303", "POST /consent 302",
         "GET /signin/{provider} 200", "POST /signin/{provider} 303", "POST /signin/{provider} 401",
         "POST /token 200", "POST /token 400", "POST /introspect 200",
     }  # fmt: skip
