@@ -129,7 +129,7 @@ soak: soak-auth soak-bridge soak-streams soak-hosts conformance ## What takes to
 
 .PHONY: soak-auth
 soak-auth: $(CACHE)/package-auth_service $(CACHE)/apt-test
-	cd files/auth_service && $(CURDIR)/$(call package_venv,auth_service)/bin/pytest -q -m long
+	cd files/auth_service && $(CURDIR)/$(call package_venv,auth_service)/bin/pytest -q -n 0 -m long
 
 .PHONY: soak-bridge
 soak-bridge: $(CACHE)/package-bridge
@@ -149,7 +149,7 @@ $(CACHE)/venv-fuzz: tests/fuzz/atheris.lock files/auth_service/requirements-dev.
 
 .PHONY: fuzz
 fuzz: $(CACHE)/package-auth_service $(CACHE)/package-bridge $(CACHE)/apt-test fuzz-atheris ## New inputs for what parses untrusted bytes; stops by itself
-	cd files/auth_service && OPENAPI_EXAMPLES=200 $(CURDIR)/$(call package_venv,auth_service)/bin/pytest -q \
+	cd files/auth_service && OPENAPI_EXAMPLES=200 $(CURDIR)/$(call package_venv,auth_service)/bin/pytest -q -n 0 \
 	  --hypothesis-profile fuzz tests/test_properties.py tests/test_openapi.py
 	cd files/mcp_services/bridge && $(CURDIR)/$(call package_venv,mcp_services/bridge)/bin/pytest -q -n 0 \
 	  --hypothesis-profile fuzz tests/test_properties.py

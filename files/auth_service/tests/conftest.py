@@ -48,6 +48,11 @@ settings.load_profile("test")
 README = Path(__file__).parent.parent / "README.md"
 
 
+def named(case: object) -> str:
+    """A case's name, the same in every process."""
+    return re.sub(r" object at 0x[0-9a-f]+", "", str(case))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import ECHO, FILES, ISSUER, REDIRECT, Browser, Fleet, Node, fleet_in, start_with_openid
+from conftest import ECHO, FILES, ISSUER, REDIRECT, Browser, Fleet, Node, fleet_in, named, start_with_openid
 from joserfc import jwt
 from joserfc.jwk import Key, OctKey, RSAKey
 from openid_stand_in import CLIENT_ID, CLIENT_SECRET, Lies, OpenIDStandIn
@@ -131,7 +131,7 @@ def test_it_counts_once(browser: Browser, upstream: OpenIDStandIn) -> None:
         {"key": RSAKey.generate_key(2048, {"kid": "first"})},
         {"key": OctKey.import_key(CLIENT_SECRET), "header": {"alg": "HS256"}},
     ],
-    ids=str,
+    ids=named,
 )
 def test_words_that_are_worth_nothing(
     browser: Browser, upstream: OpenIDStandIn, changes: dict[str, Any]

@@ -17,6 +17,7 @@ from conftest import (
     Node,
     answer_of,
     fleet_in,
+    named,
     start_with_openid,
     tokens_of,
 )
@@ -220,7 +221,7 @@ OTHER_KEY = RSAKey.generate_key(2048, {"kid": "first"})
         Lies(flood="token"),
         Lies(answer={"code": None, "error": "temporarily_unavailable"}),
     ],
-    ids=str,
+    ids=named,
 )
 def test_a_provider_that_lies_or_fails_lets_no_one_in_and_burns_nothing(
     person: Browser, upstream: OpenIDStandIn, node: Node, lies: Lies
