@@ -106,7 +106,7 @@ routing: $(CACHE)/package-auth_service $(CACHE)/package-echo $(CACHE)/venv-traef
 
 .PHONY: test-fast
 test-fast: lint $(CACHE)/apt-test ## What to run while you work
-	tools/side-by-side unit-auth_service "unit-bridge unit-echo unit-fetch unit integration routing"
+	tools/side-by-side "unit-auth_service integration" "unit-bridge unit-echo unit-fetch unit routing"
 
 .PHONY: lab-test
 lab-test: $(CACHE)/venv-test $(CACHE)/apt-test ## The lab itself: two at once, idempotence, teardown after a crash
