@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import http.client
 import json
+import math
 import os
 import signal
 import socket
@@ -247,8 +248,7 @@ class Soak:
         bridge = self._start()
         for _ in range(samples):
             await self._rude((sessions - last * lives) // samples)
-            self._settle(bridge)
-            self.samples.append(Sample.of(sum(self.ways.values()), bridge, self.cgroup))
+            self.samples.append(await asyncio.to_thread(self._settle, bridge))
             print(*self.samples[-1], sep="\t", flush=True)
         await asyncio.to_thread(bridge.stop)
         for _ in range(lives):
@@ -285,17 +285,22 @@ class Soak:
                 await asyncio.to_thread(killed_client, self._port, held)
                 self.ways["is_killed_with_9"] += held
 
-    def _settle(self, bridge: Bridge) -> None:
-        """Wait until only what is started ahead of need is left."""
+    def _settle(self, bridge: Bridge) -> Sample:
+        """Wait until only what is started ahead of need is left, and what closes has closed (in a thread: closes take a turn of the loop)."""
+        most = max((sample.descriptors for sample in self.samples), default=math.inf)
+        left = Sample.of(0, bridge, self.cgroup)
 
         def settled() -> bool:
+            nonlocal left
             health = bridge.health
-            left = Sample.of(0, bridge, self.cgroup)
+            left = Sample.of(sum(self.ways.values()), bridge, self.cgroup)
             groups = left.cgroups if self.cgroup else 4
-            return (health["sessions"], health["children"], left.processes, groups) == (0, 4, 4, 4)
+            only = (health["sessions"], health["children"], left.processes, groups) == (0, 4, 4, 4)
+            return only and left.descriptors <= most
 
         with suppress(AssertionError):
             eventually(settled, SETTLE_SECONDS)
+        return left
 
     async def _life(self, sessions: int) -> None:
         """Open sessions, and kill the bridge with -9."""
@@ -323,8 +328,7 @@ class Soak:
         if (await late.answer())[0] != 404:
             self.problems.append("after a restart a session of before is not 404")
         late.close()
-        self._settle(again)
-        left = Sample.of(0, again, self.cgroup)
+        left = await asyncio.to_thread(self._settle, again)
         if left.processes != 4 or (self.cgroup and left.cgroups != 4):
             self.problems.append(f"after kill -9 of the bridge: {left}")
         await asyncio.to_thread(again.stop)
