@@ -9,7 +9,6 @@ alternate, medians count. Prints tables for docs/measurements.md. Everything is 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import shlex
@@ -29,7 +28,7 @@ BRIDGE = HERE.parents[1] / "files" / "mcp_services" / "bridge"
 sys.path[:0] = [str(BRIDGE / "tests"), str(HERE)]
 
 from conftest import free_port  # noqa: E402
-from load import CALL, INITIALIZE, INITIALIZED, sessions  # noqa: E402
+from load import CALL, INITIALIZE, INITIALIZED, Client, sessions  # noqa: E402
 
 SERVER_CORE, LOAD_CORE = 0, 1
 AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
@@ -129,7 +128,7 @@ def wait_until_it_answers(url: str) -> None:
     deadline = time.monotonic() + 60
     while True:
         try:
-            asyncio.run(first_answer(url))
+            first_answer(url)
             return
         except (OSError, RuntimeError):
             if time.monotonic() > deadline:
@@ -137,12 +136,13 @@ def wait_until_it_answers(url: str) -> None:
             time.sleep(0.2)
 
 
-async def first_answer(url: str) -> float:
+def first_answer(url: str) -> float:
     """Seconds from connecting to the first answer to a call."""
+    client = Client(url)
     begun = time.perf_counter()
-    [connection] = await sessions(url, 1)
+    client.open()
     took = time.perf_counter() - begun
-    connection.close()
+    client.close()
     return took
 
 
@@ -191,8 +191,15 @@ def load(url: str, clients: int, seconds: float) -> dict[str, float]:
     return measured
 
 
+def polled(source: int) -> bytes:
+    """What comes next."""
+    while True:
+        with suppress(BlockingIOError):
+            return os.read(source, 1 << 16)
+
+
 def raw(seconds: float) -> float:
-    """Median in microseconds of a call over the bare pipe."""
+    """Median in microseconds of a call over the bare pipe, by a client that does not sleep either."""
     with subprocess.Popen(
         [*ON_ITS_CORE, *FAST],
         stdin=subprocess.PIPE,
@@ -202,11 +209,12 @@ def raw(seconds: float) -> float:
         source, target = process.stdout.fileno(), process.stdin.fileno()
         os.write(target, f"{INITIALIZE}\n{INITIALIZED}\n".encode())
         os.read(source, 1 << 16)
+        os.set_blocking(source, False)
         took = []
         until = time.perf_counter() + seconds
         while (begun := time.perf_counter()) < until:
             os.write(target, f"{CALL % (len(took), len(took))}\n".encode())
-            if b"hello" not in os.read(source, 1 << 16):
+            if b"hello" not in polled(source):
                 sys.exit("the server did not answer")
             took.append(time.perf_counter() - begun)
         process.stdin.close()
@@ -221,12 +229,8 @@ def idle_sessions(gateway: Gateway, log: Path) -> None:
     """
     with running(gateway, FAST, log) as (url, pid):
 
-        async def open_and_leave(count: int) -> None:
-            for connection in await sessions(url, count):
-                connection.close()
-
         def settled_after(count: int) -> tuple[int, int]:
-            asyncio.run(open_and_leave(count))
+            sessions(url, count)
             time.sleep(2)
             return memory(pid)
 
@@ -241,7 +245,7 @@ def new_sessions(gateway: Gateway, server: list[str], times: int, log: Path) -> 
         took = []
         for _ in range(times):
             time.sleep(2)
-            took.append(asyncio.run(first_answer(url)))
+            took.append(first_answer(url))
         return took
 
 
@@ -312,6 +316,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--only", default="", help="gateways with this in their names")
     options = parser.parse_args()
+    # Ended from outside it puts the kernel's setting back as well, and ends what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     os.sched_setaffinity(0, {LOAD_CORE})
     sides = [side for side in gateways(options) if options.only in side.name]
     pipe = []
