@@ -33,7 +33,14 @@ def message(data: bytes) -> None:
         assert json.dumps(json.loads(taken.text[member.start : member.end])) == json.dumps(read[name])
         assert json.dumps(member.value) == json.dumps(read[name])
     assert taken.is_response == ("method" not in read)
-    assert json.dumps(taken.values) == json.dumps(read)
+    assert (taken.method, json.dumps(taken.params)) == (
+        read.get("method"),
+        json.dumps(read.get("params", {})),
+    )
+    assert json.dumps(taken.result) == json.dumps(read.get("result"))
+    assert json.dumps(taken.id_value) == json.dumps(read.get("id"))
+    scanned = Message.scanned(taken.text)
+    assert (taken.id, taken.with_id("7")) == (scanned.id, scanned.with_id("7"))
     if taken.id is not None:
         assert taken.with_id('"edited"') == taken.edited({("id",): '"edited"'})
     places = {("id",): '"edited"', ("params", "_meta", "progressToken"): "7"}

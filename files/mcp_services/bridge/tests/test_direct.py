@@ -25,6 +25,7 @@ from gatehouse_service.configuration import load
 Start = Callable[..., Bridge]
 TYPE = "Content-Type: application/json"
 ACCEPT = "Accept: application/json, text/event-stream"
+LONG = 3_000_000
 
 
 def fields(session: Session) -> list[str]:
@@ -98,6 +99,11 @@ def alike(answer: tuple[str, dict[str, str], bytes]) -> Any:
     return *answer[:2], re.sub(rb"id: \d+-", b"id: N-", answer[2])
 
 
+def message_of(answer: tuple[str, dict[str, str], bytes]) -> Any:
+    """The answer alone: whether it came at once or as an event stream, a busy machine decides where it is a long one."""
+    return answer[0], json.loads(answer[2].rpartition(b"\ndata: ")[2])
+
+
 # covers: eras, sessions, header-body
 async def test_every_request_has_the_answer_that_the_application_gives(common: Bridge) -> None:
     session = await common.open()
@@ -115,7 +121,7 @@ async def test_every_request_has_the_answer_that_the_application_gives(common: B
         (tool("echo", identifier="a \u2028b", text="x"), mine),
         (tool("echo", text="x" * 20_000), mine),
         (tool("echo", text="x" * 300_000), mine),
-        (tool("echo", text="x" * 3_000_000), mine),
+        (tool("echo", text="x" * LONG), mine),
         (tool("progress", token="t", steps=2), mine),
         (tool("progress", token=5, steps=1), fields(old)),
         (tool("log", text="said"), mine),
@@ -159,10 +165,11 @@ async def test_every_request_has_the_answer_that_the_application_gives(common: B
     ]
     async with Link(common.url) as direct, Link(common.url) as parts, Link(common.url) as plain:
         for body, headers in asked:
-            wanted = alike(await plain.ask(post(body, headers, "/mcp/")))
+            told = message_of if len(body) > LONG else alike
+            wanted = told(await plain.ask(post(body, headers, "/mcp/")))
             for _ in range(2):  # the second one's head is known
-                assert alike(await direct.ask(post(body, headers))) == wanted, (body[:99], headers)
-            assert alike(await parts.ask(post(body, headers), piecemeal=True)) == wanted, (body[:99], headers)
+                assert told(await direct.ask(post(body, headers))) == wanted, (body[:99], headers)
+            assert told(await parts.ask(post(body, headers), piecemeal=True)) == wanted, (body[:99], headers)
             assert alike(await direct.ask(post(tool("echo", text="ok"), mine)))[0] == "HTTP/1.1 200 OK"
 
 

@@ -40,13 +40,23 @@ def test_it_becomes_one_line() -> None:
         (r'{"method":"id","jsonrpc":"2.0","id":ID}', '" : ,}"'),
         (r'{"result":{"method":"m"},"jsonrpc":"2.0","id":ID}', "1000000000000000000000"),
         (r'{"jsonrpc":"2.0","extra":{"id":1},"id":ID,"error":{}}', "7"),
+        # As SDKs write them.
+        (r'{"jsonrpc":"2.0","id":ID,"method":"m","params":{"id":8}}', '"a}b"'),
+        (r'{"jsonrpc": "2.0", "id": ID, "method": "m", "params": {"id": 8}}', "7"),
+        (r'{"method":"m","params":{"id":8},"jsonrpc":"2.0","id":ID}', "0"),
+        (r'{"jsonrpc":"2.0","id":ID,"result":{"id":8}}', "7"),
+        (r'{"jsonrpc":"2.0","id":ID,"error":{"id":8}}', "7"),
+        (r'{"result":{"id":8},"jsonrpc":"2.0","id":ID}', '""'),
+        (r'{"result":null,"jsonrpc":"2.0","id":ID}', "7"),
     ],
 )
 def test_the_id_is_found_wherever_it_stands(raw: str, identifier: str) -> None:
     message = Message.parse(raw.replace("ID", identifier).encode())
     assert message.id == identifier
     assert message.with_id("99") == raw.replace("ID", "99")
-    assert message.values == Message.scanned(message.text).values
+    scanned = Message.scanned(message.text)
+    for name in ("method", "params", "result", "id_value", "is_request", "is_response"):
+        assert getattr(message, name) == getattr(scanned, name)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +111,16 @@ def test_kinds(raw: bytes, kind: str) -> None:
         (b'{"jsonrpc":"2.0","id":1,"method":"m","method":"n"}', -32700),
         (rb'{"jsonrpc":"2.0","id":1,"method":"m","meth\u006fd":"n"}', -32700),
         (b'{"jsonrpc":"2.0","id":1,"method":"m","x":1,"x":2}', -32700),
+        (b'{"jsonrpc":"2.0","id":1,"method":"m","params":{},"id":1}', -32700),
+        (b'{"method":"m","params":{},"jsonrpc":"2.0","id":1,"id":1}', -32700),
+        (b'{"jsonrpc":"2.0","id":1,"result":{},"jsonrpc":"2.0","id":1}', -32700),
+        (b'{"jsonrpc":"2.0","id":1,"method":"m","params":{}}}', -32700),
+        (b'{"jsonrpc":"2.0","id":1,"method":"m","params":{"x":NaN}}', -32700),
+        (b'{"jsonrpc":"2.0","id":01,"method":"m","params":{}}', -32700),
+        (b'{"method":"m","params":{}}', -32600),
+        (b'{"jsonrpc":"2.0","result":{}}', -32600),
+        (b'{"result":{},"jsonrpc":"2.0"}', -32600),
+        (b'{"jsonrpc":"2.0","id":1,"method":"m","params":3}', -32600),
         (b'{"jsonrpc":"2.0","id":NaN,"method":"m"}', -32700),
         (b'{"jsonrpc":"2.0","id":1,"method":"a\nb"}\xff', -32700),
         (b'{"jsonrpc":"2.0","params":' + b"[" * 100_000, -32700),

@@ -20,7 +20,7 @@ class ToolRules(BaseModel):
     deny: tuple[str, ...] = ()
     groups: dict[str, tuple[str, ...]] = {}
 
-    @property
+    @cached_property
     def restrict(self) -> bool:
         """Whether anyone lacks any tool."""
         return self.allow is not None or bool(self.deny)

@@ -62,6 +62,8 @@ STATELESS_PATIENCE = 15.0
 MIRRORS_SECONDS = 60.0
 # A call whose client could not come back for the answer is not cut off by the end of a stream's life. It gets so long.
 CALL_SECONDS = 3600.0
+# One and the same list, so that an answer's head is made once for all that have no more.
+NO_HEADERS: Headers = []
 # A child that starts takes its time; until it has answered there is no session to come back to.
 START_PATIENCE = 60.0
 
@@ -213,7 +215,7 @@ class App:
             return None
         try:
             message = Message.parse(body)
-            permit = self._permit(request)
+            permit = self._permit(request) if self._tools.restrict else None
             if permit is not None:
                 permit.check(message)
             if stateless.is_stateless(request, message):
@@ -236,13 +238,15 @@ class App:
         async def accepted(request: Request, _reader: object, _patience: float) -> None:
             await request.reply(202)
 
-        return Turn(stream, PROMPT_SECONDS, [], lambda text: (202, text), accepted, lambda _: session.left())
+        return Turn(
+            stream, PROMPT_SECONDS, NO_HEADERS, lambda text: (202, text), accepted, lambda _: session.left()
+        )
 
     def _begin_session(self, request: Request, message: Message) -> Turn | None:
         """Open a session on a child that runs, and has been initialized by the bridge."""
-        if self._draining or not message.is_request or b"mcp-session-id" in request.headers:
+        if self._draining or not message.is_request or request.session is not None:
             return None
-        user = self._user(request)
+        user = request.user
         # A child of the client's own is never there before its session.
         child = self._pool.existing(self._key(user, request)) if self._isolation != "per_session" else None
         if child is None:
@@ -253,10 +257,6 @@ class App:
     def _turn(self, session: Session, stream: Stream, first: bool = False) -> Turn:
         session.connections += 1
 
-        def hello(text: str) -> tuple[int, str]:
-            session.initialized(text)
-            return 200, text
-
         async def answer(request: Request, reader: object, patience: float) -> None:
             await self._answer(request, session, stream, patience, first=first, reader=reader)
 
@@ -265,13 +265,13 @@ class App:
                 session.forget(stream)
             session.left()
 
-        return Turn(stream, PROMPT_SECONDS, session.headers, hello if first else None, answer, end)
+        return Turn(stream, PROMPT_SECONDS, session.headers, session.hello if first else None, answer, end)
 
     def _begin_stateless(self, request: Request, message: Message, permit: Permit | None) -> Turn | None:
         if message.method in stateless.REMOVED or message.method == "subscriptions/listen":
             return None
         stateless.check(request, message)
-        key = self._key(self._user(request), request, self._offered(message))
+        key = self._key(request.user, request, self._offered(message))
         child = self._pool.existing(key, modern=True) if self._pool.probed else None
         if child is None or not child.process.ready or message.param("requestState") is not None:
             return None
@@ -297,7 +297,7 @@ class App:
             self._exchanges.discard(exchange)
             exchange.end()
 
-        return Turn(exchange.stream, STATELESS_PATIENCE, [], exchange.finish, answer, end)
+        return Turn(exchange.stream, STATELESS_PATIENCE, NO_HEADERS, exchange.finish, answer, end)
 
     async def _post(self, request: Request) -> None:
         if not _is_json(request):
@@ -324,13 +324,13 @@ class App:
 
     def _hold(self, request: Request, size: int) -> bool:
         """Count what has come of the body, until `_release`; not where that would be too much."""
-        held = self.bodies.take(self._user(request), size)
+        held = self.bodies.take(request.user, size)
         request.held += size if held else 0
         return held
 
     def _release(self, request: Request) -> None:
         """The body is on its way to the child, or is not needed any more."""
-        self.bodies.give(self._user(request), request.held)
+        self.bodies.give(request.user, request.held)
         request.held = 0
 
     async def _serve(self, request: Request, message: Message) -> None:
@@ -345,11 +345,7 @@ class App:
                 return
         if stateless.is_stateless(request, message):
             await self._stateless(request, message, permit)
-        elif (
-            message.method == "initialize"
-            and message.is_request
-            and request.header(b"mcp-session-id") is None
-        ):
+        elif message.method == "initialize" and message.is_request and request.session is None:
             await self._initialize(request, message)
         else:
             session = await self._session(request)
@@ -359,7 +355,7 @@ class App:
                 await self._in_session(request, session, message)
 
     async def _initialize(self, request: Request, message: Message) -> None:
-        user = self._user(request)
+        user = request.user
         try:
             if self._draining:
                 raise ChildError("child_not_started", "The service is stopping; try again")
@@ -476,7 +472,7 @@ class App:
 
     async def _session(self, request: Request) -> Session | None:
         """The session that a request names, if it is the user's; answers the request itself if it is not."""
-        if request.header(b"mcp-session-id") is None:
+        if request.session is None:
             await self._refuse(request, 400, "Missing session id: initialize first")
             return None
         session = self._owned(request)
@@ -486,8 +482,8 @@ class App:
 
     def _owned(self, request: Request) -> Session | None:
         # Whether it is another's or none at all, no one learns.
-        session = self._sessions.get(request.header(b"mcp-session-id") or "")
-        return session if session is not None and session.owner == self._user(request) else None
+        session = self._sessions.get(request.session or "")
+        return session if session is not None and session.owner == request.user else None
 
     def _make_room(self, user: str) -> None:
         """Have the child end that has been left alone longest, with its sessions: the user's own first."""
@@ -537,7 +533,7 @@ class App:
 
     async def _stateless(self, request: Request, message: Message, permit: Permit | None) -> None:
         if not message.is_request:
-            version = request.header(stateless.VERSION_HEADER)
+            version = request.version
             if message.is_response:
                 await self._refuse(request, 400, "This revision has no responses from a client")
             elif version != VERSION:
@@ -550,7 +546,7 @@ class App:
         exchange = None
         try:
             stateless.check(request, message)
-            user = self._user(request)
+            user = request.user
             offered = self._offered(message)
             key = self._key(user, request, offered)
             # A server of that age makes something of `requestState` itself.
@@ -638,10 +634,6 @@ class App:
         if not self._tools.restrict:
             return None
         return Permit(self._tools, groups_of(request.header(b"x-gatehouse-groups") or ""))
-
-    @staticmethod
-    def _user(request: Request) -> str:
-        return request.header(b"x-gatehouse-user") or ""
 
     async def _failed(self, request: Request, error: ChildError, identifier: str | None) -> None:
         """A JSON-RPC error where someone waits for an answer; only that is told to a model's user."""

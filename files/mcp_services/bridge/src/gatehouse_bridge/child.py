@@ -108,7 +108,10 @@ def progress_token(message: Message) -> str | None:
     Raises:
         MessageError: it is too long, or a number that cannot be written.
     """
-    token = message.meta.get("progressToken")
+    # Each request comes here, and nearly none has one: no call to look for it.
+    params = message.params
+    meta = params.get("_meta") if type(params) is dict else None
+    token = meta.get("progressToken") if type(meta) is dict else None
     if type(token) not in (str, int, float):
         return None
     text = jsonrpc.dump(token)
@@ -166,8 +169,7 @@ class Child:
         self._slow: dict[Stream, None] = {}
         self._subscribers: dict[str, set[Client]] = {}
         self._rubbish = 0
-        process.on_line = self._line
-        process.on_long_line = self._long_line
+        process.listen(self._line, self._long_line)
         process.on_end = self._ended
 
     @property
@@ -192,7 +194,7 @@ class Child:
             "clientInfo": {"name": "gatehouse-bridge", "version": "0.1.0"},
         }
         answer = await self.ask("initialize", params)
-        result = answer.values.get("result")
+        result = answer.result
         if not isinstance(result, dict):
             raise ChildError("child_unresponsive", "The MCP server refused the handshake")
         self.hello = result
@@ -213,7 +215,7 @@ class Child:
             if not self.process.usable:
                 raise
             return False
-        result = answer.values.get("result")
+        result = answer.result
         known = result.get("supportedVersions") if isinstance(result, dict) else None
         self.modern = isinstance(known, list) and VERSION in known
         return self.modern
@@ -255,6 +257,8 @@ class Child:
             ChildError: it cannot take the request.
             MessageError: nor could any.
         """
+        if not self.process.usable:
+            raise self._gone()
         call, text = self._begin(client, message, stream, without)
         message.forget()
         if text:
@@ -274,12 +278,12 @@ class Child:
         """The same as `request` for a child whose process is `ready`.
 
         Raises:
-            ChildError: it is gone.
             MessageError: no child could take the request.
         """
+        quiet = not self._metrics.waiting
         call, text = self._begin(client, message, stream, without)
         if text:
-            self.process.write_now(text)
+            self.process.write_now(text, quiet)
         return call
 
     def _begin(
@@ -288,33 +292,32 @@ class Child:
         """Note a request, and make the text that the child gets; it is empty where the answer is known.
 
         Raises:
-            ChildError: it is gone.
             MessageError: the message cannot be changed as it has to be; nothing is noted.
         """
-        if not self.process.usable:
-            raise self._gone()
-        number = self._next()
-        uri = message.param("uri") if message.method in SUBSCRIPTIONS else None
+        self._number = number = self._number + 1
+        method = message.method or ""
+        uri = message.param("uri") if method in SUBSCRIPTIONS else None
+        token = progress_token(message)
+        # First the text: a message that cannot be changed leaves nothing behind.
+        if without:
+            meta = {name: value for name, value in message.meta.items() if name not in without}
+            if token is not None:
+                meta["progressToken"] = number
+            text = message.edited({("id",): str(number), ("params", "_meta"): jsonrpc.dump(meta)})
+        elif token is not None:
+            text = message.edited({("id",): str(number), ("params", "_meta", "progressToken"): str(number)})
+        else:
+            text = message.with_id(str(number))
         call = Call(
             number,
             client,
             message.id or "null",
-            message.method or "",
+            method,
             stream,
             str(uri) if uri else None,
             time.monotonic(),
-            progress_token(message),
+            token,
         )
-        # First the text: a message that cannot be changed leaves nothing behind.
-        edits: dict[tuple[str, ...], str] = {}
-        if without:
-            meta = {name: value for name, value in message.meta.items() if name not in without}
-            edits["params", "_meta"] = jsonrpc.dump(
-                meta if call.token is None else meta | {"progressToken": number}
-            )
-        elif call.token is not None:
-            edits["params", "_meta", "progressToken"] = str(number)
-        text = message.edited({("id",): str(number)} | edits) if edits else message.with_id(str(number))
         if call.method == "resources/unsubscribe" and call.uri and not self.unsubscribe(client, call.uri):
             stream.put(jsonrpc.result(call.id, {}), final=True)
             return call, ""
@@ -331,10 +334,9 @@ class Child:
             MessageError: it says twice what it cancels; nothing is noted.
         """
         if message.is_response:
-            # By its value: one string can be written in several ways.
-            if self._asked.get(message.values["id"]) is not client:
+            if self._asked.get(message.id_value) is not client:
                 return ""
-            del self._asked[message.values["id"]]
+            del self._asked[message.id_value]
         elif message.method == "notifications/cancelled":
             place = message.locate("params", "requestId")
             identifier = None if place is None else message.text[place.start : place.end]
@@ -461,11 +463,9 @@ class Child:
     # From the child.
 
     def _line(self, line: bytes) -> None:
-        if not line.strip():
-            return
         try:
             message = Message.parse(line)
-            if message.is_response:
+            if message.method is None:
                 self._response(message)
             elif message.is_request:
                 self._request(message)
@@ -474,7 +474,9 @@ class Child:
             else:
                 self._notification(message)
         except MessageError as error:
-            self._reject(len(line), error.code)
+            # Nothing at all is no message, and no fault.
+            if line.strip():
+                self._reject(len(line), error.code)
 
     def _response(self, message: Message) -> None:
         identifier = message.id or ""
@@ -488,8 +490,8 @@ class Child:
         if call is None:
             # An answer to what was cancelled; nothing waits for it.
             return
-        seconds = time.monotonic() - call.since
-        if call.method == "resources/subscribe" and call.uri and "result" in message.values:
+        seconds = self.idle_since - call.since
+        if call.method == "resources/subscribe" and call.uri and message.result is not None:
             self.subscribe(call.client, call.uri)
         try:
             if call.method == "subscriptions/listen":
@@ -510,7 +512,7 @@ class Child:
         if len(identifier) > NAME_MAX:
             self._say(jsonrpc.error(identifier, jsonrpc.INVALID_REQUEST, "The id is too long"))
         elif client is not None and not self.shared:
-            self._asked[message.values["id"]] = client
+            self._asked[message.id_value] = client
             if len(self._asked) > ASKED_KEPT:
                 del self._asked[next(iter(self._asked))]
             client.receive(method, message.text, None)

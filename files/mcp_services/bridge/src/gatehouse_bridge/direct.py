@@ -6,7 +6,6 @@ module, and so does what turns out to be an event stream.
 """
 
 import asyncio
-from functools import partial
 from typing import Any, cast
 
 from uvicorn._types import HTTPScope
@@ -22,6 +21,10 @@ MORE = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
 SMALL = 64 * 1024
 # One timer for many requests, which looks so often whether one of them has taken too long.
 LOOK_SECONDS = 0.5
+
+
+def _lines(*fields: tuple[bytes, bytes]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % field for field in fields])
 
 
 async def _unused(*_: Any) -> Any:
@@ -51,6 +54,10 @@ def protocol(app: App) -> type[asyncio.Protocol]:
         _reader: object = None
         _until = 0.0
         _look: asyncio.TimerHandle | None = None
+        # What an answer of 200 begins with, as far as its length: made for these fields, of the server's and of the session's.
+        _prefix = b""
+        _defaults: object = None
+        _own: object = None
 
         def connection_lost(self, exc: Exception | None) -> None:
             """The peer, or this side, has closed."""
@@ -63,10 +70,18 @@ def protocol(app: App) -> type[asyncio.Protocol]:
 
         def data_received(self, data: bytes) -> None:
             """Read on. A body that is still to come is waited for, not for long, if it is a small one."""
-            if len(data) == self._size and data.startswith(self._head) and self._between and self._is_free():
+            request = self._request
+            if (
+                len(data) == self._size
+                and request is not None
+                and data.startswith(self._head)
+                and self._between
+                and self._is_free()
+            ):
                 # The parser would find what it found in the same bytes before.
-                self._unset_keepalive_if_required()
-                if self._begin(cast(Request, self._request), data[len(self._head) :]):
+                if self.timeout_keep_alive_task is not None:
+                    self._unset_keepalive_if_required()
+                if self._begin(request, data[len(self._head) :]):
                     return
             self._came = data if self._between else b""
             super().data_received(data)
@@ -82,7 +97,8 @@ def protocol(app: App) -> type[asyncio.Protocol]:
                 if size <= SMALL and app.bodies.take(self._holder, size):
                     self._held = size
                     self._until = self.loop.time() + PROMPT_SECONDS
-                    self._look_again()
+                    if self._look is None:
+                        self._look_again()
                 else:
                     self._pass_on(self._body)
 
@@ -153,10 +169,10 @@ def protocol(app: App) -> type[asyncio.Protocol]:
             self._body = None
             self._turn, self._reader = turn, turn.stream.attach()
             self._until = self.loop.time() + turn.patience
-            turn.stream.on_change = partial(self._go_on, turn)
+            turn.stream.on_change = self._go_on
             if turn.stream.final:
-                self._go_on(turn)
-            else:
+                self._go_on()
+            elif self._look is None:
                 self._look_again()
             return True
 
@@ -179,10 +195,13 @@ def protocol(app: App) -> type[asyncio.Protocol]:
             if body:
                 super().on_body(body)
 
-        def _go_on(self, turn: Turn) -> None:
-            """Something has happened on the stream."""
-            text = turn.stream.answer
-            if text is None or not turn.stream.is_read_by(self._reader) or self.flow.write_paused:
+        def _go_on(self) -> None:
+            """Something has happened on the stream of what has been begun."""
+            turn = self._turn
+            if turn is None:
+                return
+            text = turn.stream.answer_for(self._reader)
+            if text is None or self.flow.write_paused:
                 self._hand_over(turn)
                 return
             status = 200
@@ -195,11 +214,21 @@ def protocol(app: App) -> type[asyncio.Protocol]:
             # First the answer: what is left to do takes no time of the client's.
             complete = not self.transport.is_closing()
             if complete:
-                fields, body = plain(text, turn.headers, JSON)
-                head = [b"%b: %b\r\n" % field for field in (*self.server_state.default_headers, *fields)]
-                self.transport.write(b"".join((STATUS_LINE[status], *head, b"\r\n", body)))
+                self.transport.write(self._answer(status, text, turn.headers))
                 self._is_idle()
             self._end(turn, complete)
+
+        def _answer(self, status: int, text: str, headers: Headers) -> bytes:
+            defaults = self.server_state.default_headers
+            if status != 200:
+                fields, body = plain(text, headers, JSON)
+                return b"%b%b\r\n%b" % (STATUS_LINE[status], _lines(*defaults, *fields), body)
+            if headers is not self._own or defaults is not self._defaults:
+                self._own, self._defaults = headers, defaults
+                kind = (b"content-type", JSON)
+                self._prefix = STATUS_LINE[200] + _lines(*defaults, *headers, kind) + b"content-length: "
+            body = text.encode()
+            return b"%b%d\r\n\r\n%b" % (self._prefix, len(body), body)
 
         def _end(self, turn: Turn, complete: bool) -> None:
             self._turn = turn.stream.on_change = None
@@ -234,8 +263,7 @@ def protocol(app: App) -> type[asyncio.Protocol]:
             self._start_asgi_task(self.cycle, answer)
 
         def _look_again(self) -> None:
-            if self._look is None:
-                self._look = self.loop.call_later(LOOK_SECONDS, self._look_after)
+            self._look = self.loop.call_later(LOOK_SECONDS, self._look_after)
 
         def _look_after(self) -> None:
             self._look = None

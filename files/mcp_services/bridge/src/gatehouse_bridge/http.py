@@ -83,7 +83,20 @@ def plain(text: str, headers: Headers, content_type: bytes) -> tuple[Headers, by
 class Request:
     """One HTTP request."""
 
-    __slots__ = ("_client", "_receive", "_send", "common", "headers", "held", "method", "path", "repeated")
+    __slots__ = (
+        "_client",
+        "_receive",
+        "_send",
+        "common",
+        "headers",
+        "held",
+        "method",
+        "path",
+        "repeated",
+        "session",
+        "user",
+        "version",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the class."""
@@ -104,6 +117,10 @@ class Request:
                 value = self.headers[name] + b", " + value
             # Space around a value is no part of it (RFC 9110, section 5.5).
             self.headers[name] = value.strip(b" \t")
+        # Who asks, as the gateway says; in which session; and in which revision.
+        self.user = self.header(b"x-gatehouse-user") or ""
+        self.session = self.header(b"mcp-session-id")
+        self.version = self.header(b"mcp-protocol-version")
 
     def header(self, name: bytes) -> str | None:
         """A header's value, None where it is missing; ISO 8859-1 as HTTP has it."""

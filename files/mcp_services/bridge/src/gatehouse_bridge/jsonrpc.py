@@ -55,10 +55,11 @@ _plain_name = re.compile(r'[ \t\n\r]*"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*')
 # As `Member` makes it, without a call in between.
 _member: Callable[[tuple[Any, int, int]], Member] = partial(tuple.__new__, Member)
 
-
-# The names that JSON-RPC has, as they stand in a text. Each is of letters only, so `\\u` is the one other way to write it.
-_QUOTED = {name: f'"{name}"' for name in ("jsonrpc", "id", "method", "params", "result", "error")}
-_id = re.compile(r'"id"[ \t\n\r]*:[ \t\n\r]*("[^"\\]*"|[^" \t\n\r,}]+)').search
+# The orders in which SDKs write the members: what stands before `params`, `result` or `error`, and what after it.
+_IDENTITY = r'"jsonrpc": ?"2\.0"(?:, ?"id": ?(0|[1-9][0-9]{0,17}|"[^"\\\x00-\x1f]*"))?'
+_METHOD = r'"method": ?"([^"\\\x00-\x1f]*)", ?"params"'
+_before = re.compile(rf'\{{(?:{_IDENTITY}, ?)?(?:{_METHOD}|"(?:(result)|error)"): ?').match
+_after = re.compile(rf", ?{_IDENTITY}\}}").fullmatch
 
 
 def _skip(text: str, at: int) -> int:
@@ -111,34 +112,33 @@ def scan_object(text: str, at: int = 0) -> tuple[dict[str, Member], int]:
         ) from None
 
 
-def _read(text: str) -> tuple[dict[str, Any], tuple[int, int] | None] | None:
-    """The values of a message's members, and where its id stands, by one call of the scanner.
+def _usual(text: str) -> "Message | None":
+    """A message whose members stand as most write them, by one call of the scanner: no name can stand twice there.
 
     Returns:
-        None where this cannot tell the id's place, or whether a name stands twice: then it is for `scan_object` to say.
-
-    Raises:
-        ValueError: not JSON.
+        None where it is written otherwise, or is none: then it is for `scan_object` to say.
     """
-    if text.count('"id"') > 1 or "\\u" in text:
+    before = _before(text)
+    if before is None:
         return None
     try:
-        values, end = _scan_value(text, 0)
-    except (StopIteration, RecursionError):
-        raise ValueError("not JSON") from None
-    if end != len(text):
-        raise ValueError("more than one value")
-    if type(values) is not dict:
-        raise ValueError("not an object")
-    for name in values:
-        quoted = _QUOTED.get(name)
-        # What stands once in the whole text, stands once among the members.
-        if quoted is None or text.count(quoted) != 1:
-            return None
-    if "id" not in values:
-        return values, None
-    identifier = _id(text)
-    return None if identifier is None else (values, identifier.span(1))
+        value, end = _scan_value(text, before.end())
+    except (StopIteration, RecursionError, ValueError):
+        return None
+    around: re.Match[str] | None = before
+    if not text.startswith('"jsonrpc"', 1):
+        around = _after(text, end)
+    elif text[end:] != "}":
+        around = None
+    if around is None:
+        return None
+    place, method = around.span(1), before[2]
+    if method is None:
+        # A response needs an id.
+        return None if place[0] < 0 else Message(text, place, None, {}, value if before[3] else None)
+    if type(value) is dict or type(value) is list:
+        return Message(text, None if place[0] < 0 else place, method, value)
+    return None
 
 
 def scan_array(text: str, at: int = 0) -> list[Member]:
@@ -199,17 +199,22 @@ class Message:
     `method` is None for a response.
     """
 
-    __slots__ = ("_members", "_place", "id", "method", "text", "values")
+    __slots__ = ("_members", "_place", "id", "method", "params", "result", "text")
 
-    def __init__(self, text: str, values: dict[str, Any], place: tuple[int, int] | None) -> None:
+    def __init__(
+        self, text: str, place: tuple[int, int] | None, method: str | None, params: Any, result: Any = None
+    ) -> None:
         """See `parse` and `scanned`."""
         self.text = text
-        # What the members are; where they stand is looked up when it is asked for.
-        self.values = values
+        # Where everything stands is looked up when it is asked for.
         self._members: dict[str, Member] | None = None
         self._place = place
         self.id: str | None = None if place is None else text[place[0] : place[1]]
-        self.method: str | None = values.get("method")
+        self.method = method
+        # An empty object where there are none.
+        self.params = params
+        # None where it is no response, or one that tells an error.
+        self.result = result
 
     @classmethod
     def scanned(cls, text: str) -> "Message":
@@ -222,10 +227,13 @@ class Message:
         if end != len(text):
             raise MessageError(PARSE_ERROR, "Parse error: more than one value")
         at = members.get("id")
+        values = {name: member.value for name, member in members.items()}
         message = cls(
             text,
-            {name: member.value for name, member in members.items()},
             None if at is None else (at.start, at.end),
+            values.get("method"),
+            values.get("params", {}),
+            values.get("result"),
         )
         message._members = members
         return message
@@ -238,7 +246,7 @@ class Message:
             MessageError: with the code that JSON-RPC 2.0 (section 5.1) has for the fault.
         """
         try:
-            text = raw.decode("utf-8").strip(" \t\r\n")
+            text = raw.decode().strip(" \t\r\n")
             # Outside strings these are space, and inside them they are not allowed: one line, as stdio and
             # server-sent events need.
             if "\n" in text or "\r" in text:
@@ -246,13 +254,12 @@ class Message:
             if text.startswith("["):
                 json.loads(text)
                 raise MessageError(INVALID_REQUEST, "Send one JSON-RPC message, not a batch")
-            read = _read(text)
-            message = cls.scanned(text) if read is None else cls(text, *read)
+            usual = _usual(text)
+            message = cls.scanned(text) if usual is None else usual
         except (ValueError, RecursionError):
             raise MessageError(PARSE_ERROR, "Parse error: not valid JSON") from None
-        if message.values.get("jsonrpc") != "2.0":
-            raise MessageError(INVALID_REQUEST, 'Not a JSON-RPC message: "jsonrpc" must be "2.0"')
-        message._check()
+        if usual is None:
+            message._check()
         if len(text) > SHORT and max(len(message.id or ""), len(message.method or "")) > SHORT:
             raise MessageError(INVALID_REQUEST, "Not a JSON-RPC message: the id or the method is too long")
         return message
@@ -268,8 +275,25 @@ class Message:
             self._members, _ = scan_object(self.text)
         return self._members
 
+    @property
+    def id_value(self) -> Any:
+        """The id by its value: one string can be written in several ways."""
+        return None if self.id is None else json.loads(self.id)
+
+    @property
+    def is_request(self) -> bool:
+        """Whether someone waits for an answer to it."""
+        return self.method is not None and self.id is not None
+
+    @property
+    def is_response(self) -> bool:
+        """Whether it answers a request."""
+        return self.method is None
+
     def _check(self) -> None:
-        values = self.values
+        values = {name: member.value for name, member in self.members.items()}
+        if values.get("jsonrpc") != "2.0":
+            raise MessageError(INVALID_REQUEST, 'Not a JSON-RPC message: "jsonrpc" must be "2.0"')
         # An error may have the id null: its sender could not read the request. True is an `int` that is none.
         if (
             self.id is not None
@@ -289,21 +313,6 @@ class Message:
                 INVALID_REQUEST, "Not a JSON-RPC message: neither a request, a notification, nor a response"
             )
 
-    @property
-    def is_request(self) -> bool:
-        """Whether someone waits for an answer to it."""
-        return self.method is not None and self.id is not None
-
-    @property
-    def is_response(self) -> bool:
-        """Whether it answers a request."""
-        return self.method is None
-
-    @property
-    def params(self) -> Any:
-        """The params; an empty object where there are none."""
-        return self.values.get("params", {})
-
     def param(self, name: str) -> Any:
         """One of the params; None where it is missing."""
         params = self.params
@@ -312,7 +321,8 @@ class Message:
     @property
     def meta(self) -> dict[str, Any]:
         """`params._meta`; empty where there is none."""
-        meta = self.param("_meta")
+        params = self.params
+        meta = params.get("_meta") if isinstance(params, dict) else None
         return meta if isinstance(meta, dict) else {}
 
     def locate(self, *path: str) -> Member | None:
@@ -335,8 +345,7 @@ class Message:
     def forget(self) -> None:
         """Keep of a long one only whose it is, and what: its text has been taken, and is not asked for again."""
         if len(self.text) > SHORT:
-            self.text, self._place, self._members = "", None, None
-            self.values = {name: self.values[name] for name in ("id", "method") if name in self.values}
+            self.text, self._place, self._members, self.params, self.result = "", None, None, {}, None
 
     def with_id(self, identifier: str) -> str:
         """The text of a request or response with this id instead of its own."""

@@ -36,7 +36,7 @@ async def tools_of(child: Child) -> Tools:
             answer = await child.ask("tools/list", params)
         except ChildError:
             break
-        result = answer.values.get("result")
+        result = answer.result
         result = result if isinstance(result, dict) else {}
         tools = result.get("tools")
         for tool in tools if isinstance(tools, list) else []:

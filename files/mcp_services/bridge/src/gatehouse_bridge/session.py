@@ -73,7 +73,7 @@ class Session:
             MessageError: no child could take it.
         """
         stream = self._new_stream()
-        if self.child.shared and message.method == "initialize":
+        if message.method == "initialize" and self.child.shared:
             stream.put(self._hello(message), final=True)
             return stream
         try:
@@ -117,6 +117,11 @@ class Session:
         if result is not None and isinstance(result.value, dict):
             self.version = str(result.value.get("protocolVersion"))
         return bool(self.version)
+
+    def hello(self, text: str) -> tuple[int, str]:
+        """The child's answer to `initialize` as it leaves, and its status."""
+        self.initialized(text)
+        return 200, text
 
     def give_up(self, stream: Stream) -> None:
         """Wait no longer for the answer that a stream is for."""

@@ -86,10 +86,10 @@ class Refusal(Exception):  # noqa: N818  # what a request is answered with, not 
 
 def is_stateless(request: Request, message: Message | None = None) -> bool:
     """Whether a request is of this age: it names a version that no session has, or carries its own and is of no session."""
-    version = request.header(VERSION_HEADER)
+    version = request.version
     if version is not None and version not in PROTOCOL_VERSIONS:
         return True
-    in_session = version is not None and b"mcp-session-id" in request.headers
+    in_session = version is not None and request.session is not None
     return not in_session and message is not None and VERSION_KEY in message.meta
 
 
@@ -112,7 +112,7 @@ def check(request: Request, message: Message) -> None:
     missing = [key for key in (VERSION_KEY, CAPABILITIES_KEY) if key not in meta]
     if missing:
         raise Refusal(jsonrpc.INVALID_PARAMS, f"params._meta must have {' and '.join(missing)}")
-    if request.header(VERSION_HEADER) != meta[VERSION_KEY]:
+    if request.version != meta[VERSION_KEY]:
         text = f"Header mismatch: MCP-Protocol-Version is not the {VERSION_KEY} of the body"
         raise Refusal(jsonrpc.HEADER_MISMATCH, text)
     if request.header(METHOD_HEADER) != message.method:
@@ -304,7 +304,7 @@ class Exchange:
             for uri in (uri for uri in uris if isinstance(uri, str)):
                 first = self._child.subscribe(self, uri)
                 answer = await self._child.ask("resources/subscribe", {"uri": uri}) if first else None
-                if answer is None or "result" in answer.values:
+                if answer is None or answer.result is not None:
                     accepted.append(uri)
                 else:
                     self._child.unsubscribe(self, uri)
@@ -337,7 +337,7 @@ class Exchange:
     def _tagged(self, text: str) -> str:
         """A notification with the id of the subscription in it."""
         message = Message.scanned(text)
-        tag = {SUBSCRIPTION_KEY: self._message.values["id"]}
+        tag = {SUBSCRIPTION_KEY: self._message.id_value}
         meta, params = message.locate("params", "_meta"), message.members.get("params")
         if meta is not None and isinstance(meta.value, dict):
             return insert(text, meta, tag)

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 # Unread bytes above which the source is asked to wait, and below which it may go on.
@@ -18,6 +19,10 @@ class Event(NamedTuple):
 
     number: int
     text: str
+
+
+# As `Event` makes it, without a call in between.
+_event: Callable[[tuple[int, str]], Event] = partial(tuple.__new__, Event)
 
 
 class Kept:
@@ -122,10 +127,11 @@ class Stream:
         """How many events are there to be read."""
         return self._last - self._read
 
-    @property
-    def answer(self) -> str | None:
-        """The answer, where nothing else waits to be read before it."""
-        return self._events[-1].text if self.answered and self.waiting == 1 else None
+    def answer_for(self, reader: object) -> str | None:
+        """The answer, where nothing else waits to be read before it, and this is still who reads it."""
+        if self.answered and self._last - self._read == 1 and self._reader is reader:
+            return self._events[-1].text
+        return None
 
     def is_read_by(self, reader: object) -> bool:
         """Whether this reader is still the one who reads it."""
@@ -149,15 +155,16 @@ class Stream:
         if self.final:
             return
         self._last += 1
-        self._events.append(Event(self._last, text))
+        self._events.append(_event((self._last, text)))
         self._size += len(text)
         self._unread += len(text)
         self.final = self.answered = final
         if self._unread > HIGH and self._throttle and self.attached and not self._throttled:
             self._throttled = True
             self._throttle(self, True)
-        self._trim()
-        if self._reader is None:
+        if len(self._events) > 1:
+            self._trim()
+        if self._reader is None and self._keep is not None:
             self._note(self._size)
         self._wake()
 
@@ -175,18 +182,20 @@ class Stream:
         if after is not None:
             self._read = min(after, self._last)
             self._unread = sum(len(event.text) for event in self._events if event.number > self._read)
-        self._reader = object()
+        reader = self._reader = object()
         if self._kept:
             self._note(0)
         self._wake()
-        return self._reader
+        return reader
 
     def detach(self, reader: object) -> None:
         """Stop being its reader."""
         if self._reader is reader:
             self._reader = None
-            self._release()
-            self._trim()
+            if self._throttled:
+                self._release()
+            if len(self._events) > 1:
+                self._trim()
             if self._keep is not None:
                 self._note(self._size)
             self._wake()
@@ -224,7 +233,8 @@ class Stream:
         """Return when something happened, at the latest after so many seconds; whether nothing has."""
         loop = asyncio.get_running_loop()
         # A reader from whom another has taken over may wait still.
-        _tell(self._waiter, quiet=False)
+        if self._waiter is not None:
+            _tell(self._waiter, quiet=False)
         waiter: asyncio.Future[bool] = loop.create_future()
         self._waiter = waiter
         timer = loop.call_later(seconds, _tell, waiter, True)
@@ -234,7 +244,8 @@ class Stream:
             timer.cancel()
 
     def _wake(self) -> None:
-        _tell(self._waiter, quiet=False)
+        if self._waiter is not None:
+            _tell(self._waiter, quiet=False)
         if self.on_change is not None:
             self.on_change()
 
@@ -265,6 +276,6 @@ class Stream:
             del self._events[:old]
 
 
-def _tell(waiter: "asyncio.Future[bool] | None", quiet: bool) -> None:
-    if waiter is not None and not waiter.done():
+def _tell(waiter: "asyncio.Future[bool]", quiet: bool) -> None:
+    if not waiter.done():
         waiter.set_result(quiet)
