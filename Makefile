@@ -219,6 +219,12 @@ bench-bridge: $(CACHE)/package-bridge $(CACHE)/apt-bench $(OTHERS) $(CACHE)/supe
 	  --streamable $(CACHE)/venv-mcp-streamablehttp-proxy/bin/python \
 	  --supergateway $(CACHE)/supergateway --node $(CACHE)/venv-node/bin/node
 
+# COMMIT is the one to compare with.
+.PHONY: bench-before
+bench-before: $(CACHE)/package-bridge $(CACHE)/apt-bench
+	rm -rf $(CACHE)/before && mkdir $(CACHE)/before && git archive $(COMMIT) files | tar -x -C $(CACHE)/before
+	$(call package_venv,bridge)/bin/python tests/bench/before.py $(CACHE)/before
+
 .PHONY: bench-front
 bench-front: $(CACHE)/package-auth_service $(CACHE)/apt-bench $(CACHE)/venv-traefik
 	$(call package_venv,auth_service)/bin/python tests/bench/front.py --traefik $(CACHE)/venv-traefik/bin/traefik

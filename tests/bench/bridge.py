@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BRIDGE = HERE.parents[1] / "files" / "mcp_services" / "bridge"
-sys.path[:0] = [str(BRIDGE / "tests"), str(HERE)]
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(ROOT / "files" / "mcp_services" / "bridge" / "tests"), str(HERE)]
 
 from conftest import free_port  # noqa: E402
 from load import CALL, INITIALIZE, INITIALIZED, Client, sessions  # noqa: E402
@@ -263,23 +263,32 @@ def new_sessions(gateway: Gateway, server: list[str], times: int, log: Path) -> 
         return took
 
 
-def gateways(options: argparse.Namespace) -> list[Gateway]:
-    """All of them."""
+def bridge(root: Path, isolation: str) -> Gateway:
+    """The bridge of a checkout."""
+    sources = [root / "files" / "mcp_services" / "bridge" / "src", root / "files" / "service" / "src"]
     environment = {
         "GATEHOUSE_LISTEN": "127.0.0.1:{port}",
         "GATEHOUSE_SERVICE": "bench",
         "GATEHOUSE_PUBLIC_URL": "http://localhost/mcp",
         "GATEHOUSE_BRIDGE_COMMAND": "{list}",
+        "GATEHOUSE_BRIDGE_ISOLATION": isolation,
         "GATEHOUSE_BRIDGE_MAX_CHILDREN": "300",
-        "PYTHONPATH": os.pathsep.join([str(BRIDGE / "src"), str(BRIDGE.parents[1] / "service" / "src")]),
+        "PYTHONPATH": os.pathsep.join(map(str, sources)),
     }
-    ours = [sys.executable, "-m", "gatehouse_bridge"]
+    return Gateway(
+        f"Gatehouse, `{isolation}`",
+        [sys.executable, "-m", "gatehouse_bridge"],
+        environment,
+        shared=isolation == "shared",
+    )
+
+
+def gateways(options: argparse.Namespace) -> list[Gateway]:
+    """All of them."""
     node = options.supergateway / "node_modules" / "supergateway" / "dist" / "index.js"
     return [
-        Gateway(
-            "Gatehouse, `shared`", ours, environment | {"GATEHOUSE_BRIDGE_ISOLATION": "shared"}, shared=True
-        ),
-        Gateway("Gatehouse, `per_session`", ours, environment),
+        bridge(ROOT, "shared"),
+        bridge(ROOT, "per_session"),
         Gateway(
             "mcp-proxy 0.13",
             [

@@ -14,6 +14,7 @@ import select
 import socket
 import sys
 import time
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 VERSION = "2025-06-18"
@@ -96,9 +97,17 @@ class Client:
             return None
         return time.perf_counter() - self._begun
 
+    def check(self) -> None:
+        """Look at the last answer.
+
+        Raises:
+            RuntimeError: it is not the one to the last call.
+        """
+        self._check(self._response)
+
     def close(self) -> None:
         """Drop the connection; the session stays."""
-        self._check(self._response)
+        self.check()
         self.socket.close()
 
     def _exchange(self, body: str) -> bytes:
@@ -150,39 +159,60 @@ def sessions(url: str, count: int) -> list[Client]:
     return clients
 
 
+class Load:
+    """Sessions that ask side by side, each again as soon as it is answered.
+
+    Args:
+        url: Where the server is.
+        count: How many.
+    """
+
+    def __init__(self, url: str, count: int) -> None:
+        self._clients: dict[int, Client] = {}
+        self._poll = select.epoll()
+        for client in sessions(url, count):
+            client.connect()
+            self._clients[client.socket.fileno()] = client
+            self._poll.register(client.socket, select.EPOLLIN)
+
+    def run(self, goes_on: Callable[[int], bool]) -> tuple[list[float], float]:
+        """Ask for as long as `goes_on`, which gets the number of requests so far.
+
+        Returns:
+            The seconds that each answer took, in order of their length, and those that all together took.
+        """
+        took: list[float] = []
+        begun = time.perf_counter()
+        for client in self._clients.values():
+            client.ask()
+        asked = waiting = len(self._clients)
+        while waiting:
+            for file, _ in self._poll.poll(0):
+                client = self._clients[file]
+                answer = client.answered()
+                if answer is None:
+                    continue
+                took.append(answer)
+                if goes_on(asked):
+                    client.ask()
+                    asked += 1
+                else:
+                    waiting -= 1
+        wall = time.perf_counter() - begun
+        # Not before: the others' answers would have waited for it.
+        for client in self._clients.values():
+            client.check()
+        return sorted(took), wall
+
+
 def load(url: str, count: int, seconds: float) -> dict[str, float]:
     """Ask, and say how it went."""
-    clients: dict[int, Client] = {}
-    poll = select.epoll()
-    for client in sessions(url, count):
-        client.connect()
-        clients[client.socket.fileno()] = client
-        poll.register(client.socket, select.EPOLLIN)
+    clients = Load(url, count)
     # With 256 servers on a core, one that has just started is made to wait for up to two seconds: presumably it owes the others the time that
     # its start took (EEVDF).
     time.sleep(SETTLE_SECONDS)
-    took: list[float] = []
-    done: list[Client] = []
-    begun = time.perf_counter()
-    for client in clients.values():
-        client.ask()
-    asking = count
-    while asking:
-        for file, _ in poll.poll(0):
-            answer = clients[file].answered()
-            if answer is None:
-                continue
-            took.append(answer)
-            if time.perf_counter() - begun < seconds:
-                clients[file].ask()
-            else:
-                asking -= 1
-                # Not now: the others' answers would wait for it.
-                done.append(clients[file])
-    wall = time.perf_counter() - begun
-    for client in done:
-        client.close()
-    took.sort()
+    until = time.perf_counter() + seconds
+    took, wall = clients.run(lambda _: time.perf_counter() < until)
     return {
         "rate": len(took) / wall,
         "p50": took[len(took) // 2] * 1e6,
