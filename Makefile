@@ -110,7 +110,7 @@ test-fast: lint $(CACHE)/apt-test ## What to run while you work
 
 .PHONY: lab-test
 lab-test: $(CACHE)/venv-test $(CACHE)/apt-test ## The lab itself: two at once, idempotence, teardown after a crash
-	$(BIN)/pytest -q tests/lab
+	$(BIN)/pytest -q tests/lab -m "not long"
 
 .PHONY: molecule
 molecule: $(CACHE)/venv-test $(CACHE)/apt-test ## Every scenario on real systemd hosts
@@ -125,7 +125,12 @@ test: test-fast lab-test molecule e2e ## Everything but what takes too long for 
 
 # Ten thousand sessions dropped in every rude way; about a quarter of an hour.
 .PHONY: soak
-soak: soak-auth soak-bridge soak-streams soak-hosts conformance ## What takes too long for each run
+soak: soak-lab soak-auth soak-bridge soak-streams soak-hosts conformance ## What takes too long for each run
+
+# Crashes at each moment, and of what builds the roots.
+.PHONY: soak-lab
+soak-lab: $(CACHE)/venv-test $(CACHE)/apt-test
+	$(BIN)/pytest -q tests/lab -m long
 
 .PHONY: soak-auth
 soak-auth: $(CACHE)/package-auth_service $(CACHE)/apt-test

@@ -338,7 +338,19 @@ MOMENTS: dict[str, Callable[[Lab], bool]] = {
 
 @pytest.mark.parametrize(
     ("moment", "with_children"),
-    [*((moment, True) for moment in MOMENTS), ("root being copied", False), ("host being booted", False)],
+    [
+        ("host being booted", True),
+        *(
+            pytest.param(moment, with_children, marks=pytest.mark.long)
+            for moment, with_children in (
+                ("network claimed", True),
+                ("key made", True),
+                ("root being copied", True),
+                ("root being copied", False),
+                ("host being booted", False),
+            )
+        ),
+    ],
 )
 def test_teardown_is_complete_after_ansible_was_killed(
     make_lab: Callable[..., Lab], moment: str, with_children: bool
@@ -355,6 +367,7 @@ def test_teardown_is_complete_after_ansible_was_killed(
     assert lab.down() == 0
 
 
+@pytest.mark.long
 def test_a_run_goes_on_where_a_killed_one_stopped(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab("t-again")
     run = lab.start_up()
@@ -365,6 +378,7 @@ def test_a_run_goes_on_where_a_killed_one_stopped(make_lab: Callable[..., Lab]) 
     assert lab.run("gate1", "systemctl is-system-running").stdout.strip() == "running"
 
 
+@pytest.mark.long
 def test_a_killed_build_leaves_nothing_and_is_done_again(make_lab: Callable[..., Lab]) -> None:
     cache = ROOT / ".cache" / "lab-test"  # not where pytest cleans up: a mount left there must not be emptied
     remove = ["rm", "--recursive", "--force", "--one-file-system", str(cache)]
