@@ -108,10 +108,7 @@ def progress_token(message: Message) -> str | None:
     Raises:
         MessageError: it is too long, or a number that cannot be written.
     """
-    # Each request comes here, and nearly none has one: no call to look for it.
-    params = message.params
-    meta = params.get("_meta") if type(params) is dict else None
-    token = meta.get("progressToken") if type(meta) is dict else None
+    token = message.meta.get("progressToken")
     if type(token) not in (str, int, float):
         return None
     text = jsonrpc.dump(token)
@@ -280,10 +277,11 @@ class Child:
         Raises:
             MessageError: no child could take the request.
         """
-        quiet = not self._metrics.waiting
+        # Where others wait, of any child, more messages are to be expected in this turn of the event loop.
+        at_once = not self._metrics.waiting
         call, text = self._begin(client, message, stream, without)
         if text:
-            self.process.write_now(text, quiet)
+            self.process.write_now(text, at_once)
         return call
 
     def _begin(
@@ -294,7 +292,7 @@ class Child:
         Raises:
             MessageError: the message cannot be changed as it has to be; nothing is noted.
         """
-        self._number = number = self._number + 1
+        number = self._next()
         method = message.method or ""
         uri = message.param("uri") if method in SUBSCRIPTIONS else None
         token = progress_token(message)
@@ -334,9 +332,10 @@ class Child:
             MessageError: it says twice what it cancels; nothing is noted.
         """
         if message.is_response:
-            if self._asked.get(message.id_value) is not client:
+            asked = message.id_value
+            if self._asked.get(asked) is not client:
                 return ""
-            del self._asked[message.id_value]
+            del self._asked[asked]
         elif message.method == "notifications/cancelled":
             place = message.locate("params", "requestId")
             identifier = None if place is None else message.text[place.start : place.end]

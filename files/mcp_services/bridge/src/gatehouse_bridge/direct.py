@@ -79,8 +79,7 @@ def protocol(app: App) -> type[asyncio.Protocol]:
                 and self._is_free()
             ):
                 # The parser would find what it found in the same bytes before.
-                if self.timeout_keep_alive_task is not None:
-                    self._unset_keepalive_if_required()
+                self._unset_keepalive_if_required()
                 if self._begin(request, data[len(self._head) :]):
                     return
             self._came = data if self._between else b""
@@ -97,8 +96,7 @@ def protocol(app: App) -> type[asyncio.Protocol]:
                 if size <= SMALL and app.bodies.take(self._holder, size):
                     self._held = size
                     self._until = self.loop.time() + PROMPT_SECONDS
-                    if self._look is None:
-                        self._look_again()
+                    self._look_again()
                 else:
                     self._pass_on(self._body)
 
@@ -172,7 +170,7 @@ def protocol(app: App) -> type[asyncio.Protocol]:
             turn.stream.on_change = self._go_on
             if turn.stream.final:
                 self._go_on()
-            elif self._look is None:
+            else:
                 self._look_again()
             return True
 
@@ -263,7 +261,8 @@ def protocol(app: App) -> type[asyncio.Protocol]:
             self._start_asgi_task(self.cycle, answer)
 
         def _look_again(self) -> None:
-            self._look = self.loop.call_later(LOOK_SECONDS, self._look_after)
+            if self._look is None:
+                self._look = self.loop.call_later(LOOK_SECONDS, self._look_after)
 
         def _look_after(self) -> None:
             self._look = None

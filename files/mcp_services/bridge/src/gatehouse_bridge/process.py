@@ -141,14 +141,14 @@ class Process:
             raise BusyError
         self._stdin.write(text.encode() + b"\n")
 
-    def write_now(self, text: str, quiet: bool = False) -> None:
+    def write_now(self, text: str, at_once: bool = False) -> None:
         """Send a message, whatever waits before it.
 
         Args:
             text: The message.
-            quiet: Whether there is so little to do that it should not wait for others to be sent with.
+            at_once: Whether it is not to wait for others of this turn of the event loop.
         """
-        self._stdin.write(text.encode() + b"\n", quiet)
+        self._stdin.write(text.encode() + b"\n", at_once)
 
     def pause(self) -> None:
         """Read no more of its output: the one who reads it is slow."""
@@ -276,8 +276,8 @@ class _Stdin(asyncio.BaseProtocol):
     """The pipe to the child.
 
     The messages of one turn of the event loop are written together at its end: each write for itself wakes the child, which may take
-    the processor from what else the turn would bring. Where there is nothing else, the end of the turn is not waited for: that takes a
-    twelfth of what a request takes here.
+    the processor from what else the turn would bring. Where nothing else is to be expected, the end of the turn is not waited for: that
+    takes up to a twelfth of what a request takes.
     """
 
     def __init__(self) -> None:
@@ -322,8 +322,8 @@ class _Stdin(asyncio.BaseProtocol):
             return False
         return True
 
-    def write(self, data: bytes, quiet: bool = False) -> None:
-        if quiet and not self._waiting:
+    def write(self, data: bytes, at_once: bool = False) -> None:
+        if at_once and not self._waiting:
             self._send(data)
             return
         if not self._waiting:
