@@ -175,7 +175,7 @@ conformance: $(CACHE)/venv-test $(CACHE)/apt-test ## The official conformance su
 	tools/conformance
 
 .PHONY: bench
-bench: bench-check bench-echo bench-front bench-bridge bench-revocation bench-tokens bench-scale bench-rollout ## Every measurement; docs/measurements.md keeps the tables
+bench: bench-check bench-echo bench-front bench-bridge bench-by-turns bench-revocation bench-tokens bench-scale bench-rollout ## Every measurement; docs/measurements.md keeps the tables
 
 .PHONY: bench-rollout
 bench-rollout: $(CACHE)/venv-test
@@ -218,17 +218,19 @@ $(CACHE)/supergateway: tests/bench/supergateway/package-lock.json $(CACHE)/venv-
 	cp tests/bench/supergateway/package*.json tests/bench/supergateway/.npmrc $@
 	cd $@ && PATH=$(CURDIR)/$(CACHE)/venv-node/bin:$$PATH npm ci --silent --ignore-scripts
 
+GATEWAYS := --mcp-proxy $(CACHE)/venv-mcp-proxy/bin/python --streamable $(CACHE)/venv-mcp-streamablehttp-proxy/bin/python \
+  --supergateway $(CACHE)/supergateway --node $(CACHE)/venv-node/bin/node
+
 .PHONY: bench-bridge
 bench-bridge: $(CACHE)/package-bridge $(CACHE)/apt-bench $(OTHERS) $(CACHE)/supergateway
-	$(call package_venv,bridge)/bin/python tests/bench/bridge.py --mcp-proxy $(CACHE)/venv-mcp-proxy/bin/python \
-	  --streamable $(CACHE)/venv-mcp-streamablehttp-proxy/bin/python \
-	  --supergateway $(CACHE)/supergateway --node $(CACHE)/venv-node/bin/node
+	$(call package_venv,bridge)/bin/python tests/bench/bridge.py $(GATEWAYS)
 
-# COMMIT is the one to compare with.
-.PHONY: bench-before
-bench-before: $(CACHE)/package-bridge $(CACHE)/apt-bench
-	rm -rf $(CACHE)/before && mkdir $(CACHE)/before && git archive $(COMMIT) files | tar -x -C $(CACHE)/before
-	$(call package_venv,bridge)/bin/python tests/bench/before.py $(CACHE)/before
+# With COMMIT, also beside the bridge of that one.
+.PHONY: bench-by-turns
+bench-by-turns: $(CACHE)/package-bridge $(CACHE)/apt-bench $(OTHERS) $(CACHE)/supergateway
+	rm -rf $(CACHE)/before && mkdir $(CACHE)/before
+	$(if $(COMMIT),git archive $(COMMIT) files | tar -x -C $(CACHE)/before)
+	$(call package_venv,bridge)/bin/python tests/bench/by_turns.py $(GATEWAYS) $(if $(COMMIT),--before $(CACHE)/before)
 
 .PHONY: bench-front
 bench-front: $(CACHE)/package-auth_service $(CACHE)/apt-bench $(CACHE)/venv-traefik

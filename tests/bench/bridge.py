@@ -322,10 +322,10 @@ def gateways(options: argparse.Namespace) -> list[Gateway]:
     ]
 
 
-def main() -> None:
-    """Measure and print."""
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """Where the other gateways are."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--mcp-proxy", required=True, type=Path, help="Python that has mcp-proxy")
     parser.add_argument(
@@ -335,6 +335,12 @@ def main() -> None:
         "--supergateway", required=True, type=Path, help="folder with supergateway's node_modules"
     )
     parser.add_argument("--node", required=True, help="the program node")
+    return parser
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--only", default="", help="gateways with this in their names")
