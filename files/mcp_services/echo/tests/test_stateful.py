@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from test_echo import ACCEPT, call, connect, head, running, status_of
+from test_echo import ACCEPT, answer_on, call, connect, head, running
 
 ANA, BEN = {"X-Gatehouse-User": "local:ana"}, {"X-Gatehouse-User": "local:ben"}
 STATEFUL = {"ECHO_STATEFUL": "true"}
@@ -237,7 +237,7 @@ def test_who_opens_sessions_at_once_gets_no_more_of_them() -> None:
             link.sendall(head(len(body), **ANA) + body[:10])
         for link in links:
             link.sendall(body[10:])
-        statuses = [status_of(link) for link in links]
+        statuses = [answer_on(link).status for link in links]
         assert (statuses.count(200), statuses.count(503)) == (3, 17)
         for link in links:
             link.close()
@@ -266,7 +266,7 @@ def abandon(client: Client, **arguments: Any) -> None:
     body = json.dumps(call).encode()
     with connect(client.url.removesuffix("/mcp")) as link:
         link.sendall(head(len(body), **client.headers) + body)
-        assert status_of(link) in (200, 503)
+        assert answer_on(link).status in (200, 503)
 
 
 def refusal(client: Client, **arguments: Any) -> str | None:
