@@ -31,6 +31,12 @@ def root() -> None:
         pytest.fail("The lab needs root.", pytrace=False)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def interrupted_by_sigterm() -> None:
+    """As by Ctrl-C, so that the labs are removed."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 class Lab:
     """A lab as a person uses it: by its two playbooks."""
 
@@ -187,11 +193,9 @@ def test_it_boots_real_hosts_of_both_releases(lab: Lab) -> None:
         assert answer.stdout.split() == ["running", release, host], answer
 
 
-def test_a_second_run_changes_nothing_and_is_quick(lab: Lab) -> None:
+def test_a_second_run_changes_nothing(lab: Lab) -> None:
     before = lab.processes("systemd-nspawn")
-    started = time.monotonic()
     assert lab.up() == 0
-    assert time.monotonic() - started < 15
     assert lab.processes("systemd-nspawn") == before
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +240,7 @@ async def test_answers_that_nobody_fetched_are_kept_as_far_as_they_fit(
 # Places
 
 
-# covers: child-limits
+# covers: places
 @pytest.mark.parametrize("isolation", ["per_user", "per_session"])
 async def test_an_idle_child_gives_its_place(changed: Callable[..., Bridge], isolation: str) -> None:
     bridge = changed(
@@ -255,7 +256,7 @@ async def test_an_idle_child_gives_its_place(changed: Callable[..., Bridge], iso
     assert bridge.health["children"] == 2
 
 
-# covers: child-limits, sessions
+# covers: places, sessions
 async def test_a_session_is_closed_only_where_that_frees_a_place(changed: Callable[..., Bridge]) -> None:
     bridge = changed(
         "app.EVICTABLE_SECONDS = 1", BRIDGE_WARM=0, BRIDGE_ISOLATION="per_user", BRIDGE_MAX_CHILDREN=2
@@ -272,7 +273,39 @@ async def test_a_session_is_closed_only_where_that_frees_a_place(changed: Callab
             assert await ana.call("echo", text="still here") == "still here"
 
 
-# covers: child-limits
+# covers: places, crash
+async def test_who_has_none_gets_a_place_of_who_has_most(start: Start) -> None:
+    bridge = start(BRIDGE_WARM=0, BRIDGE_ISOLATION="per_session", BRIDGE_MAX_CHILDREN=4)
+    anas = [await bridge.open("ana") for _ in range(4)]
+    calls = [asyncio.ensure_future(ana.post(ana.tool("sleep", seconds=60))) for ana in anas[:3]]
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(anas[3].stream())
+        async with asyncio.timeout(60):
+            while figure(bridge, "requests_waiting") != 3:
+                await asyncio.sleep(0.05)
+        refused = await bridge.session("ana").initialize()
+        assert refused.json()["error"]["data"] == {"reason": "too_many_children"}
+        # Hers are all in use. The one without a call under way goes first.
+        bob = await bridge.open("bob")
+        await stack.enter_async_context(bob.stream())
+        assert (await anas[3].post(anas[3].tool("echo"))).status_code == 404
+        assert not any(call.done() for call in calls)
+        # Who has one takes none of another's.
+        refused = await bridge.session("bob").initialize()
+        assert refused.json()["error"]["data"] == {"reason": "too_many_children"}
+        for user in ("eve", "kim"):
+            await stack.enter_async_context((await bridge.open(user)).stream())
+        ended, (waiting,) = await asyncio.wait(calls, timeout=10)
+        assert [answer(call.result())["error"]["data"]["reason"] for call in ended] == ["child_exited"] * 2
+        # Nobody's only one is taken.
+        refused = await bridge.session("joe").initialize()
+        assert refused.json()["error"]["data"] == {"reason": "too_many_children"}
+        assert not waiting.done()
+        assert await bob.call("echo", text="still here") == "still here"
+        waiting.cancel()
+
+
+# covers: places
 async def test_nobody_takes_all_places_by_what_he_says_he_can_be_asked(start: Start) -> None:
     bridge = start(BRIDGE_WARM=0, BRIDGE_MAX_CHILDREN=4)
 

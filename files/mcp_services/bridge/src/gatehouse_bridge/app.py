@@ -486,7 +486,10 @@ class App:
         return session if session is not None and session.owner == request.user else None
 
     def _make_room(self, user: str) -> None:
-        """Have the child end that has been left alone longest, with its sessions: the user's own first."""
+        """Have the child end that has been left alone longest, with its sessions: the user's own first.
+
+        Where all are in use, a user who has none gets the place of one whose user has most, and at least another.
+        """
         owners = {child: {*key[:1]} for key, child in self._pool.joint_children()}
         for session in self._sessions.values():
             owners.setdefault(session.child, set()).add(session.owner)
@@ -501,6 +504,17 @@ class App:
             for session in [session for session in self._sessions.values() if session.child is child]:
                 self._close(session, "evicted")
             self._pool.release(child)
+        elif not self._pool.serves(user):
+            single = [(min(users), child) for child, users in owners.items() if len(users) == 1]
+            places = Counter(owner for owner, _ in single)
+            most, count = max(places.items(), key=lambda each: each[1], default=("", 0))
+            if count > 1:
+                child = min(
+                    (child for owner, child in single if owner == most), key=lambda child: len(child.calls)
+                )
+                self._log("child_evicted", "warning", pid=child.process.pid)
+                # Who waits for its answers is told, as when it ends by itself.
+                self._pool.release(child)
 
     def _close(self, session: Session, reason: str) -> None:
         if not self._forget(session):

@@ -156,6 +156,10 @@ class Pool:
         running = [(key, _running(task)) for (key, _), task in self._joint.items()]
         return [(key, child) for key, child in running if child is not None]
 
+    def serves(self, user: str) -> bool:
+        """Whether a process runs that was taken for this user."""
+        return any(process.user == user for process in self._processes.values())
+
     def release(self, child: Child) -> None:
         """A child is needed no more."""
         self._gone(child)
@@ -236,6 +240,7 @@ class Pool:
         while self._warm:
             process = self._warm.pop(0)
             if process.usable:
+                process.user = user
                 self._spawn(self._refill(REFILL_PAUSE_SECONDS))
                 return process
         while self.count >= self._most:
@@ -245,16 +250,17 @@ class Pool:
             if not leaving:
                 raise ChildError("too_many_children", "All places are taken; try again later")
             await asyncio.wait(leaving, return_when=asyncio.FIRST_COMPLETED)
-        process = await self._start(environment)
+        process = await self._start(environment, user)
         self._spawn(self._refill(REFILL_PAUSE_SECONDS))
         return process
 
-    async def _start(self, environment: dict[str, str]) -> Process:
+    async def _start(self, environment: dict[str, str], user: str | None = None) -> Process:
         if self._closed:
             raise ChildError("child_not_started", "The service is stopping")
         process = None
         try:
             process = Process(self._launcher, environment, self._log, self._metrics, self._processes)
+            process.user = user
             await process.connect()
         except OSError as error:
             if process is not None:

@@ -88,6 +88,8 @@ class Process:
         self.code: int | None = None
         # Whether it is started to see if it takes a question: that it ends is then an answer, and no crash.
         self.on_trial = False
+        # Whom it was taken for first; None as long as nobody uses it.
+        self.user: str | None = None
         self._stdin = _Stdin()
         self._stdout = _Lines(_nothing, _nothing, self._output_ended)
         self._stderr = _Lines(self._print, self._print_beginning, _nothing, STDERR_LINE)
