@@ -488,7 +488,7 @@ class App:
     def _make_room(self, user: str) -> None:
         """Have the child end that has been left alone longest, with its sessions: the user's own first.
 
-        Where all are in use, a user who has none gets the place of one whose user has most, and at least another.
+        Where all are in use, a user who has none gets a place of the user who has most, who keeps one at least.
         """
         owners = {child: {*key[:1]} for key, child in self._pool.joint_children()}
         for session in self._sessions.values():
@@ -505,12 +505,12 @@ class App:
                 self._close(session, "evicted")
             self._pool.release(child)
         elif not self._pool.serves(user):
-            single = [(min(users), child) for child, users in owners.items() if len(users) == 1]
-            places = Counter(owner for owner, _ in single)
+            of_one = [(owner, child) for child, users in owners.items() if len(users) == 1 for owner in users]
+            places = Counter(owner for owner, _ in of_one)
             most, count = max(places.items(), key=lambda each: each[1], default=("", 0))
             if count > 1:
                 child = min(
-                    (child for owner, child in single if owner == most), key=lambda child: len(child.calls)
+                    (child for owner, child in of_one if owner == most), key=lambda child: len(child.calls)
                 )
                 self._log("child_evicted", "warning", pid=child.process.pid)
                 # Who waits for its answers is told, as when it ends by itself.
