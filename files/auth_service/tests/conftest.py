@@ -345,7 +345,7 @@ class Fleet:
         )
         self.stack.callback(end, process)
         node = Node(port, process, log, protected)
-        wait_for(lambda: reachable(node), 20)
+        wait_for(lambda: reachable(node))
         return node
 
 

@@ -396,14 +396,14 @@ def test_a_connection_is_closed_once_it_has_been_idle(service: Service) -> None:
 
     async def ask() -> None:
         await service.connect(service.direct).feed(check(known))
-        idle, busy, mixed = (service.connect(service.direct, keep_alive=1) for _ in range(3))
+        idle, busy, mixed = (service.connect(service.direct, keep_alive=2) for _ in range(3))
         await idle.feed(check(known))
-        for _ in range(8):
+        while not idle.closed:
             await busy.feed(check(known))
             await mixed.feed(check(known), check(known, path=b"/internal/resource/echo"))
-            await asyncio.sleep(0.16)
-        assert (idle.closed, busy.closed, mixed.closed) == (True, False, False)
-        await asyncio.sleep(1.1)
+            await asyncio.sleep(0.2)
+        assert (busy.closed, mixed.closed) == (False, False)
+        await asyncio.sleep(3)
         assert (busy.closed, mixed.closed) == (True, True)
 
     run(ask)

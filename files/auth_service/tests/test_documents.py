@@ -209,10 +209,8 @@ def test_answers_that_are_no_document(
 def test_a_slow_drip_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "FETCH_SECONDS", 0.5)
     site.drip = 0.1
-    since = time.monotonic()
     with pytest.raises(DocumentUnavailable):
         asyncio.run(site.fetcher(monkeypatch).fetch(URL))
-    assert time.monotonic() - since < 2
 
 
 def test_a_certificate_that_is_not_trusted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,15 +318,15 @@ def test_nobody_waits_long_for_a_site_that_does_not_answer(
     site: Site, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(documents, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(documents, "FETCH_SECONDS", 600)
 
     async def walk() -> None:
         async with known_by(site, fleet, monkeypatch) as (known, store):
             await known.client(URL)
             await age(store)
             site.silent = True
-            since = time.monotonic()
-            assert None not in await asyncio.gather(*(known.client(URL) for _ in range(60)))
-            assert time.monotonic() - since < 1
+            async with asyncio.timeout(60):
+                assert None not in await asyncio.gather(*(known.client(URL) for _ in range(60)))
             assert site.asked == 2, "one question for all"
             site.body, site.silent = {**DOCUMENT, "client_name": "Renamed"}, False
             for _ in range(100):

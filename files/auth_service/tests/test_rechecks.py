@@ -92,7 +92,7 @@ def ask(fleet: Fleet, node: Node) -> dict[str, Any]:
     """Have the one person asked about, and what came of it."""
     done = len(node.records("recheck"))
     assert make_due(fleet) == 1
-    wait_for(lambda: len(node.records("recheck")) > done, 30)
+    wait_for(lambda: len(node.records("recheck")) > done)
     return node.records("recheck")[-1]
 
 
@@ -278,7 +278,7 @@ def test_redis_is_away_when_the_successor_comes(
     wait_for(lambda: set(upstream.refreshing) != before)
     time.sleep(4)  # longer than a command waits for Redis, with its repetition
     own_fleet.redis.signal(signal.SIGCONT)
-    wait_for(lambda: [record["outcome"] for record in ana.node.records("recheck")] == ["allow"], 30)
+    wait_for(lambda: [record["outcome"] for record in ana.node.records("recheck")] == ["allow"])
     assert ask(own_fleet, ana.node)["outcome"] == "allow"
 
 
@@ -292,7 +292,7 @@ def test_two_nodes_ask_once_about_each(own_fleet: Fleet, upstream: OpenIDStandIn
     asked = upstream.asked.count("token")
     upstream.lies.slow = {"token": 0.3}
     assert make_due(own_fleet) == 6
-    wait_for(lambda: len(node.records("recheck") + other.records("recheck")) >= 6, 30)
+    wait_for(lambda: len(node.records("recheck") + other.records("recheck")) >= 6)
     time.sleep(1.5)  # each node has looked again for somebody who is due
     assert upstream.asked.count("token") == asked + 6
     found = [record["user"] for record in node.records("recheck") + other.records("recheck")]

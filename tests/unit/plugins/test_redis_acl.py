@@ -140,8 +140,6 @@ def test_a_refusal_says_what_to_do_and_no_password(redis_socket: str) -> None:
     assert NEW not in str(refused.value)
 
 
-def test_a_redis_that_is_away_is_named_in_time(tmp_path: Path) -> None:
-    began = time.monotonic()
+def test_a_redis_that_is_away_is_named(tmp_path: Path) -> None:
     with pytest.raises(RedisFault, match="does not answer"):
         reach(opener(str(tmp_path / "none.sock")), "admin", [ADMIN], 0.5)
-    assert time.monotonic() - began < 3

@@ -194,7 +194,7 @@ class Bridge:
         with log.open("ab") as file:
             self.process = subprocess.Popen(
                 [sys.executable, *self.program],
-                env=env,
+                env={"TMPDIR": str(log.parent), **env},  # where a killed one leaves its children's folders
                 stdout=file,
                 preexec_fn=before,
             )
