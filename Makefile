@@ -104,12 +104,9 @@ routing: $(CACHE)/package-auth_service $(CACHE)/package-echo $(CACHE)/venv-traef
 	  GATEHOUSE_TRAEFIK=$(CURDIR)/$(CACHE)/venv-traefik/bin/traefik GATEHOUSE_ECHO_PYTHON=$(CURDIR)/$(call package_venv,echo)/bin/python \
 	  $(call package_venv,auth_service)/bin/pytest -q --rootdir tests/routing -c /dev/null tests/routing
 
-# Tests that need no host, in two lists that take about as long.
-WITHOUT_HOSTS := "unit-auth_service integration" "unit-bridge unit-echo unit-fetch unit routing"
-
 .PHONY: test-fast
 test-fast: lint $(CACHE)/apt-test ## What to run while you work
-	tools/side-by-side $(WITHOUT_HOSTS)
+	tools/side-by-side "unit-auth_service integration" "unit-bridge unit-echo unit-fetch unit routing"
 
 .PHONY: lab-test
 lab-test: $(CACHE)/venv-test $(CACHE)/apt-test ## The lab itself: two at once, idempotence, teardown after a crash
@@ -125,8 +122,8 @@ e2e: $(CACHE)/venv-test $(CACHE)/apt-test ## Clients from other teams and a real
 
 # The end-to-end tests come by themselves: Chromium gives up requests when other labs' networks come (docs/measurements.md).
 .PHONY: test
-test: lint $(CACHE)/apt-test ## Everything but what takes too long for each run; what CI runs
-	tools/side-by-side $(WITHOUT_HOSTS) lab-test molecule
+test: test-fast ## Everything but what takes too long for each run; what CI runs
+	tools/side-by-side lab-test molecule
 	$(MAKE) e2e
 
 # Ten thousand sessions dropped in every rude way; about a quarter of an hour.

@@ -60,7 +60,7 @@ class Echo:
             stdout=self.log.open("a"),
             text=True,
         )
-        wait_for(self.answers, 20)
+        wait_for(self.answers)
 
     def answers(self) -> bool:
         try:
@@ -154,7 +154,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         found = Site(fleet, auth, edges, echoes)
         stack.callback(found.http.close)
         for port in edges:
-            wait_for(lambda port=port: ready(port, HOST, found.token("ana")), 20)  # type: ignore[misc]
+            wait_for(lambda port=port: ready(port, HOST, found.token("ana")))  # type: ignore[misc]
         yield found
 
 
@@ -191,13 +191,13 @@ def test_while_a_host_is_away_its_people_go_to_another_and_are_told_of_lost_sess
     site.echoes["mcp1"].stop()
     try:
         # 404 is what clients recover from; as soon as Traefik has noticed.
-        wait_for(lambda: calls(site, moved, lost) == 404, 30)
+        wait_for(lambda: calls(site, moved, lost) == 404)
         assert calls(site, stayed, kept) == 200
         again = site.open(moved)
         assert calls(site, moved, again, edge=0) == 200
     finally:
         site.echoes["mcp1"].start()
-    wait_for(lambda: calls(site, moved, site.open(moved)) == 200, 30)
+    wait_for(lambda: calls(site, moved, site.open(moved)) == 200)
     assert calls(site, stayed, kept) == 200
 
 

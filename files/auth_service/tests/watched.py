@@ -130,12 +130,12 @@ def watched_in(folder: Path) -> Iterator[tuple[Fleet, Watched]]:
             stack.callback(replica.stop)
             watched.servers.append(replica)
         # Sentinels look for replicas at once, and then every ten seconds.
-        wait_for(lambda: online(primary), 60)
+        wait_for(lambda: online(primary))
         for _ in range(3):
             sentinel = Sentinel(folder, free_port(), primary.password, primary.port)
             sentinel.start()
             stack.callback(sentinel.stop)
             watched.sentinels.append(sentinel)
-        wait_for(lambda: all(sentinel.ready() for sentinel in watched.sentinels), 60)
+        wait_for(lambda: all(sentinel.ready() for sentinel in watched.sentinels))
         fleet.environment["GATEHOUSE_REDIS_URL"] = watched.url
         yield fleet, watched

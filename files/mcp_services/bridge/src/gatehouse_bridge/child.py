@@ -28,8 +28,9 @@ VERSION_KEY = f"{PREFIX}protocolVersion"
 CAPABILITIES_KEY = f"{PREFIX}clientCapabilities"
 SUBSCRIPTION_KEY = f"{PREFIX}subscriptionId"
 HANDSHAKE_SECONDS = 60.0
-# A server of the older age that does not answer what it does not know is waited for no longer, once.
-DISCOVER_SECONDS = 10.0
+# A server of the older age that does not answer what it does not know is waited for no longer, once. On a busy machine one of
+# this age may take more than ten seconds to start, and would be held to be of the older.
+DISCOVER_SECONDS = 30.0
 # Progress may be told after the answer (tasks of 2025-11-25): so many tokens outlive their requests.
 TOKENS_KEPT = 1024
 # Requests of a child that its client may still answer.
