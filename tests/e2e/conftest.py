@@ -43,6 +43,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         group.addoption(name, default=os.environ.get(variable), help=f"{meaning} (or {variable})")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Have the browser come last: `make test` runs other labs beside the first quarter of an hour.
+
+    Chromium gives up its requests (ERR_NETWORK_CHANGED) whenever this machine gets another network address.
+    """
+    browsing = {item.module for item in items if "chromium" in item.fixturenames}
+    items.sort(key=lambda item: item.module in browsing)
+
+
 @pytest.fixture(scope="session")
 def setting(pytestconfig: pytest.Config) -> Callable[[str], str]:
     def get(name: str) -> str:

@@ -85,10 +85,11 @@ class OpenIDStandIn:
     def serve(self, handler: BaseHTTPRequestHandler) -> None:
         url = urlsplit(handler.path)
         name = url.path.rpartition("/")[2]
-        self.asked.append(name)
-        time.sleep(self.lies.slow.get(name, 0))
-        if name in self.lies.gate:
-            self.lies.gate[name].wait(30)
+        slow, gate = self.lies.slow.get(name, 0), self.lies.gate.get(name)
+        self.asked.append(name)  # whoever waits for this may change the lies from here on
+        time.sleep(slow)
+        if gate is not None:
+            gate.wait(30)
         form = handler.rfile.read(int(handler.headers.get("Content-Length", 0))).decode()
         values = {key: value[0] for key, value in parse_qs(form or url.query).items()}
         status, content, headers = 404, {}, {}

@@ -269,12 +269,14 @@ def test_a_provider_that_cannot_be_reached_casts_no_doubt(
 def test_redis_is_away_when_the_successor_comes(
     own_fleet: Fleet, upstream: OpenIDStandIn, ana: Signed
 ) -> None:
-    upstream.rotates, upstream.lies = True, Lies(slow={"token": 2})
+    gate = threading.Event()
+    upstream.rotates, upstream.lies = True, Lies(gate={"token": gate})
     asked = upstream.asked.count("token")
     make_due(own_fleet)
     wait_for(lambda: upstream.asked.count("token") > asked)
     own_fleet.redis.signal(signal.SIGSTOP)
     before = set(upstream.refreshing)
+    gate.set()
     wait_for(lambda: set(upstream.refreshing) != before)
     time.sleep(4)  # longer than a command waits for Redis, with its repetition
     own_fleet.redis.signal(signal.SIGCONT)
@@ -304,12 +306,14 @@ def test_what_a_node_that_died_had_taken_up_is_done_by_another(
     own_fleet: Fleet, upstream: OpenIDStandIn, ana: Signed
 ) -> None:
     asked = upstream.asked.count("token")
-    upstream.lies.slow = {"token": 3}
+    gate = threading.Event()
+    upstream.lies.gate = {"token": gate}
     make_due(own_fleet)
     wait_for(lambda: upstream.asked.count("token") > asked)
     ana.node.process.kill()
     ana.node.process.wait(30)
     upstream.lies = Lies()
+    gate.set()
     assert 0 < due_in(own_fleet) <= LEASE_SECONDS
     other = start_with_openid(own_fleet, upstream)
     assert ask(own_fleet, other)["outcome"] == "allow"
