@@ -123,11 +123,12 @@ class Attacker:
             self.trust.wrap_socket(plain, server_hostname=host) as connection,
         ):
             connection.sendall(request)
-            connection.settimeout(3)
+            connection.settimeout(15)
             answer = b""
             try:
                 while part := connection.recv(65536):
                     answer += part
+                    connection.settimeout(3)
             except TimeoutError:
                 return answer
         return answer

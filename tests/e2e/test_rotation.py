@@ -103,7 +103,7 @@ def test_rotation_disturbs_no_one(fleet: Fleet, gateway: Gateway, fresh_client: 
     assert played.status == 0, played.output[-3000:]
     assert calls.failed == []
     assert calls.made > 20
-    assert calls.slowest < 3, "no call waited for the rotation"
+    assert calls.slowest < 10, "no call waited for the rotation"
     assert fresh_client.sign_ins == 1
 
     published = kids(gateway)

@@ -88,7 +88,7 @@ class Lab:
         return subprocess.run(
             ["ssh", "-F", "/dev/null", "-i", known["ansible_ssh_private_key_file"], "-o", "BatchMode=yes",
              *known["ansible_ssh_common_args"].split(), f"root@{known['ansible_host']}", command],
-            capture_output=True, text=True, check=False, timeout=60,
+            capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
 
     def processes(self, program: str = "") -> list[int]:

@@ -99,7 +99,7 @@ def test_sentinels_that_are_lost(watched: Watched, nodes: tuple[Node, Node]) -> 
         first.process.send_signal(signal.SIGSTOP)
         try:
             time.sleep(0.6)
-            assert serves(node)
+            wait_for(lambda: serves(node))
             second.process.send_signal(signal.SIGSTOP)
             wait_for(lambda: not serves(node))
             assert node.check(tokens.access).status_code == 200, "verified, and within the grace"

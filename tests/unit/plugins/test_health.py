@@ -171,7 +171,7 @@ def test_units(unit: dict[str, str], change: dict[str, str], said: str, lost: bo
 
 
 def test_waiting_ends_and_names_the_check(server: tuple[str, Any], unit: dict[str, str]) -> None:
-    checks = [{"name": "http", "kind": "http", "url": server[0] + "/other", "timeout": 0.2}]
+    checks = [{"name": "http", "kind": "http", "url": server[0] + "/other", "timeout": 1}]
     failed = wait_healthy(checks, "x.service", 0)
     assert failed is not None and failed[0] == "http" and "503" in failed[1]
     checks[0]["url"] = server[0].rpartition(":")[0] + ":@PORT@/health"

@@ -101,7 +101,7 @@ def test_what_is_no_state_is_left_out(tmp_path: Path) -> None:
 
 def test_a_file_is_as_it_was_at_one_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer truncates a file, pauses, and goes on; what is read in between does not count."""
-    monkeypatch.setattr(kept, "REST_SECONDS", 0.4)
+    monkeypatch.setattr(kept, "REST_SECONDS", 2)
     folder = tmp_path / "folder"
     path = write(folder / "graph.json", "old " * 1000)
     begun = threading.Event()

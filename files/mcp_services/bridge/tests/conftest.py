@@ -212,6 +212,13 @@ class Bridge:
     def health(self) -> dict[str, Any]:
         return dict(httpx.get(f"{self.url}/health", timeout=60).json())
 
+    def figure(self, name: str) -> float:
+        """One of its metrics."""
+        text = httpx.get(f"{self.url}/metrics", timeout=60).text
+        found = re.search(rf"^gatehouse_bridge_{name} (\S+)", text, re.MULTILINE)
+        assert found
+        return float(found[1])
+
     @property
     def log(self) -> str:
         return self._log.read_text()

@@ -227,9 +227,16 @@ class Soak:
         folder: For the log.
         cgroup: Delegated to the bridge; None where there is none.
         ways: How sessions end.
+        idle_seconds: After which one that nobody uses has ended.
     """
 
-    def __init__(self, folder: Path, cgroup: Path | None, ways: Sequence[Way] = WAYS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        cgroup: Path | None,
+        ways: Sequence[Way] = WAYS,
+        idle_seconds: float = IDLE_SECONDS,
+    ) -> None:
         self.cgroup = cgroup
         self._ends = ways
         self.samples: list[Sample] = []
@@ -237,7 +244,7 @@ class Soak:
         self.problems: list[str] = []
         self._log = folder / "bridge.log"
         self._env = environment(
-            QUICK, BRIDGE_ENV={}, BRIDGE_MAX_CHILDREN=500, BRIDGE_IDLE_SECONDS=IDLE_SECONDS, BRIDGE_WARM=4
+            QUICK, BRIDGE_ENV={}, BRIDGE_MAX_CHILDREN=500, BRIDGE_IDLE_SECONDS=idle_seconds, BRIDGE_WARM=4
         )
         self._port = int(self._env["GATEHOUSE_LISTEN"].rpartition(":")[2])
 

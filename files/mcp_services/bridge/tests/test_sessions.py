@@ -215,10 +215,12 @@ async def test_an_answer_that_was_written_to_a_proxy_may_not_have_come(common: B
 
 # covers: resume
 async def test_a_client_that_comes_back_before_it_was_missed_takes_over(start: Start) -> None:
-    bridge = start(BRIDGE_IDLE_SECONDS=1)
+    bridge = start(BRIDGE_IDLE_SECONDS=2)
     session = await bridge.open()
-    call = asyncio.create_task(session.post(session.tool("sleep", identifier="s", seconds=0.4)))
-    await asyncio.sleep(0.1)
+    call = asyncio.create_task(session.post(session.tool("sleep", identifier="s", seconds=3)))
+    async with asyncio.timeout(60):
+        while bridge.figure("requests_waiting") != 1:
+            await asyncio.sleep(0.05)
     # The first request of a session opens its first stream.
     async with session.stream(after="2-0") as events:
         (message,) = await events.rest()
@@ -266,9 +268,9 @@ async def test_what_is_refused(untouched: Bridge, body: bytes, headers: dict[str
 
 
 async def test_idle_sessions_end_and_busy_ones_do_not(start: Start) -> None:
-    bridge = start(BRIDGE_IDLE_SECONDS=1, BRIDGE_WARM=0)
+    bridge = start(BRIDGE_IDLE_SECONDS=2, BRIDGE_WARM=0)
     idle, busy = await bridge.open(), await bridge.open()
-    assert await busy.call("sleep", seconds=3) == "slept"
+    assert await busy.call("sleep", seconds=5) == "slept"
     assert (await idle.post(idle.tool("echo"))).status_code == 404
     assert await busy.call("echo", text="x") == "x"
     eventually(lambda: (bridge.health["sessions"], bridge.health["children"]) == (0, 0))

@@ -8,7 +8,7 @@ from soak import Soak, delegated, remove
 # covers: tree
 async def test_a_hundred_rude_sessions_leave_nothing(tmp_path: Path) -> None:
     cgroup = delegated()
-    soak = Soak(tmp_path, cgroup)
+    soak = Soak(tmp_path, cgroup, idle_seconds=10)  # longer than a loaded machine stands still
     try:
         await soak.run(100, samples=2)
     finally:

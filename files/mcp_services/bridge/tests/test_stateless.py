@@ -334,7 +334,7 @@ async def test_a_server_that_asks_what_the_client_cannot_be_asked(common: Bridge
 async def test_nobody_is_asked_on_behalf_of_another(start: Start, isolation: str) -> None:
     bridge = start(BRIDGE_ISOLATION=isolation, BRIDGE_WARM=0)
     users = {"shared": ("ana", "bob"), "per_user": ("ana", "ana")}[isolation]
-    slow = {**asking("q"), **call("sleep", seconds=2)}
+    slow = {**asking("q"), **call("sleep", seconds=4)}
     await bridge.stateless("tools/list", user=users[0])
     first = asyncio.create_task(
         bridge.stateless("tools/call", slow, users[0], headers={"X-Gatehouse-Client": "c1"})
