@@ -104,7 +104,7 @@ routing: $(CACHE)/package-auth_service $(CACHE)/package-echo $(CACHE)/venv-traef
 	  GATEHOUSE_TRAEFIK=$(CURDIR)/$(CACHE)/venv-traefik/bin/traefik GATEHOUSE_ECHO_PYTHON=$(CURDIR)/$(call package_venv,echo)/bin/python \
 	  $(call package_venv,auth_service)/bin/pytest -q --rootdir tests/routing -c /dev/null tests/routing
 
-# They take about as long as each other.
+# Tests that need no host, in two lists that take about as long.
 HOSTLESS := "unit-auth_service integration" "unit-bridge unit-echo unit-fetch unit routing"
 
 .PHONY: test-fast

@@ -44,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Have the browser come last: `make test` runs other labs beside the first quarter of an hour.
+    """Have the browser come last: `make test` has other labs beside the first half of these tests.
 
     Chromium gives up its requests (ERR_NETWORK_CHANGED) whenever this machine gets another network address.
     """
